@@ -1,0 +1,232 @@
+//! Configuration: flags over environment over file over defaults, one struct per concern.
+//!
+//! Reading reports every error at once. A key nobody reads is an unknown key, so the list of
+//! known keys cannot differ from what is used. Must not act on anything it reads, apart from
+//! reading the files that `..._FILE` variables name.
+
+mod layers;
+mod reader;
+mod sections;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+pub use layers::{Environment, Flags};
+pub use reader::{Origin, Shown};
+pub use sections::{
+    Auth, LogFormat, PgbackrestConfig, PostgresConfig, ServerConfig, ShortRoutes, StanzaConfig,
+};
+
+/// Where the file is looked for when none is named.
+pub const DEFAULT_FILE: &str = "/etc/headrest/headrest.toml";
+
+/// Everything that is configured.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The HTTP side.
+    pub server: ServerConfig,
+    /// Where Headrest keeps what is its own.
+    pub state_dir: PathBuf,
+    /// How Headrest writes its log.
+    pub log_format: LogFormat,
+    /// The supervised PostgreSQL; `None` when Headrest runs beside an existing server.
+    pub postgres: Option<PostgresConfig>,
+    /// The tool.
+    pub pgbackrest: PgbackrestConfig,
+    /// The stanzas, the supervised server's first.
+    pub stanzas: Vec<StanzaConfig>,
+    /// Every value with its source, for `headrest config print`.
+    pub shown: Vec<Shown>,
+    /// `PGBACKREST_*` variables of our own environment, passed on to every child; those of
+    /// `PGBACKREST_*_FILE` are read already.
+    pub pgbackrest_env: Vec<(String, String)>,
+}
+
+/// Everything that is wrong with a configuration, a line each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<String>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+impl Config {
+    /// Reads the configuration from all its sources.
+    pub fn load(flags: &Flags, environment: &Environment) -> Result<Self, ConfigErrors> {
+        let file = layers::read_file(flags.config.as_deref())?;
+        Self::from_layers(flags, environment, file)
+    }
+
+    /// The same with the file's text given.
+    pub fn from_text(
+        flags: &Flags,
+        environment: &Environment,
+        text: &str,
+    ) -> Result<Self, ConfigErrors> {
+        let file = layers::parse_file(Path::new("headrest.toml"), text)?;
+        Self::from_layers(flags, environment, Some(file))
+    }
+
+    fn from_layers(
+        flags: &Flags,
+        environment: &Environment,
+        file: Option<layers::FileLayer>,
+    ) -> Result<Self, ConfigErrors> {
+        let mut reader = reader::Reader::new(flags, environment, file);
+        let server = sections::server(&mut reader);
+        let state_dir = sections::state_dir(&mut reader);
+        let log_format = sections::log_format(&mut reader);
+        let postgres = sections::postgres(&mut reader);
+        let pgbackrest = sections::pgbackrest(&mut reader);
+        let stanzas = sections::stanzas(&mut reader);
+        sections::check_places(&mut reader, &state_dir, postgres.as_ref());
+        let pgbackrest_env = reader.pgbackrest_variables();
+        let shown = reader.finish()?;
+        let config = Self {
+            server,
+            state_dir,
+            log_format,
+            postgres,
+            pgbackrest,
+            stanzas,
+            shown,
+            pgbackrest_env,
+        };
+        Ok(config)
+    }
+
+    /// Whether a stanza is one of the configured ones.
+    pub fn has_stanza(&self, name: &crate::domain::StanzaName) -> bool {
+        self.stanzas.iter().any(|stanza| stanza.name == *name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(pairs: &[(&str, &str)]) -> Environment {
+        Environment::from_pairs(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
+    }
+
+    fn errors(text: &str, pairs: &[(&str, &str)]) -> Vec<String> {
+        match Config::from_text(&Flags::default(), &env(pairs), text) {
+            Ok(_) => Vec::new(),
+            Err(errors) => errors.0,
+        }
+    }
+
+    #[test]
+    fn nothing_configured_supervises() {
+        let config = Config::from_layers(&Flags::default(), &env(&[]), None).unwrap();
+        assert_eq!(config.server.listen.to_string(), "127.0.0.1:8433");
+        assert_eq!(config.stanzas[0].name.as_str(), "main");
+        assert_eq!(config.postgres.unwrap().data_dir, Path::new("/var/lib/postgresql/data"));
+    }
+
+    #[test]
+    fn a_file_without_the_section_runs_beside() {
+        let config =
+            Config::from_text(&Flags::default(), &env(&[]), "listen = \"127.0.0.1:1\"").unwrap();
+        assert!(config.postgres.is_none());
+        let config = Config::from_text(&Flags::default(), &env(&[("PGDATA", "/d")]), "").unwrap();
+        assert_eq!(config.postgres.unwrap().data_dir, Path::new("/d"));
+    }
+
+    #[test]
+    fn flags_over_environment_over_file() {
+        let text = "listen = \"127.0.0.1:1\"\nstate_dir = \"/a\"\n[postgres]\nport = 1\n";
+        let pairs = [("HEADREST_LISTEN", "127.0.0.1:2"), ("HEADREST_POSTGRES__PORT", "2")];
+        let flags = Flags { listen: Some("127.0.0.1:3".into()), ..Flags::default() };
+        let config = Config::from_text(&flags, &env(&pairs), text).unwrap();
+        assert_eq!(config.server.listen.port(), 3);
+        assert_eq!(config.state_dir, Path::new("/a"));
+        assert_eq!(config.postgres.unwrap().port, Some(2));
+        let origin = |key: &str| {
+            config.shown.iter().find(|shown| shown.key == key).unwrap().origin.to_string()
+        };
+        assert_eq!(origin("listen"), "flag --listen");
+        assert_eq!(origin("postgres.port"), "environment HEADREST_POSTGRES__PORT");
+        assert_eq!(origin("state_dir"), "file headrest.toml");
+        assert_eq!(origin("auth"), "default");
+    }
+
+    #[test]
+    fn all_errors_at_once() {
+        let text = "listn = \"127.0.0.1:1\"\nauth = \"maybe\"\n[postgres]\nport = \"x\"\n\
+                    [[stanza]]\nname = \"--force\"\n";
+        let found = errors(text, &[("HEADREST_LISTEM", "1")]);
+        assert_eq!(found.len(), 5, "{found:#?}");
+        let all = found.join("\n");
+        for part in [
+            "listn: unknown key; did you mean listen?",
+            "auth: \"maybe\" is not one of token, off",
+            "postgres.port: ",
+            "stanza[0].name: ",
+            "HEADREST_LISTEM: unknown variable; did you mean HEADREST_LISTEN?",
+        ] {
+            assert!(all.contains(part), "{part:?} not in\n{all}");
+        }
+    }
+
+    #[test]
+    fn refused_combinations() {
+        let cases = [
+            ("state_dir = \"/d/state\"\n[postgres]\ndata_dir = \"/d\"", "inside PGDATA"),
+            ("state_dir = \"/d\"\n[postgres]\ndata_dir = \"/d\"", "inside PGDATA"),
+            ("state_dir = \"/d/../p/s\"\n[postgres]\ndata_dir = \"/p\"", "inside PGDATA"),
+            ("auth = \"off\"\nlisten = \"0.0.0.0:1\"", "auth_off_is_fine_here"),
+            ("state_dir = \"relative\"", "absolute"),
+            ("[[stanza]]\nname = \"a\"\n[[stanza]]\nname = \"a\"", "twice"),
+            ("[postgres]\nstop_timeout = \"5 parsecs\"", "stop_timeout"),
+            ("listen = \"nowhere\"", "listen"),
+            ("listen = [", "headrest.toml"),
+            ("[[schedule]]\nname = \"x\"", "schedule: unknown key"),
+        ];
+        for (text, part) in cases {
+            let found = errors(text, &[]).join("\n");
+            assert!(found.contains(part), "{text:?} gives {found:?}, not {part:?}");
+        }
+    }
+
+    #[test]
+    fn secrets_come_from_files_and_are_not_shown() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "s3cret-s3cret-s3cret\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let pairs = [("HEADREST_ADMIN_TOKEN_FILE", path), ("PGBACKREST_REPO1_CIPHER_PASS_FILE", path)];
+        let config = Config::from_layers(&Flags::default(), &env(&pairs), None).unwrap();
+        assert!(config.server.admin_token.is_some());
+        let printed: String =
+            config.shown.iter().map(|s| format!("{} {}\n", s.key, s.value)).collect();
+        assert!(!printed.contains("s3cret"), "{printed}");
+        assert_eq!(
+            config.pgbackrest_env,
+            [("PGBACKREST_REPO1_CIPHER_PASS".to_owned(), "s3cret-s3cret-s3cret".to_owned())]
+        );
+    }
+
+    #[test]
+    fn the_documented_default_file_loads_and_names_every_key() {
+        let text = include_str!("../docker/headrest.default.toml");
+        let config = Config::from_text(&Flags::default(), &env(&[]), text).unwrap();
+        let bare = Config::from_layers(&Flags::default(), &env(&[]), None).unwrap();
+        assert_eq!(config.postgres, bare.postgres);
+        assert_eq!(config.stanzas, bare.stanzas);
+        for shown in &bare.shown {
+            let key = shown.key.rsplit('.').next().unwrap();
+            assert!(
+                text.lines().any(|line| {
+                    let line = line.trim_start_matches("# ");
+                    line.starts_with(&format!("{key} ="))
+                }),
+                "{} is not documented in docker/headrest.default.toml",
+                shown.key
+            );
+        }
+    }
+}

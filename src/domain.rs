@@ -1,0 +1,21 @@
+//! The pure core: what the words mean and what is decided. No IO, no clock, no tasks.
+//!
+//! Values here are parsed once, at the edge, and stay what they are. `now` is always an argument.
+
+pub mod annotation;
+pub mod backup;
+pub mod job;
+pub mod recovery;
+pub mod repo;
+pub mod restart;
+pub mod restore;
+pub mod stanza;
+pub mod wal;
+pub mod words;
+
+pub use annotation::Annotations;
+pub use backup::{BackupLabel, BackupType};
+pub use job::{Job, JobId, JobKind, JobSpec, JobState};
+pub use repo::RepoKey;
+pub use stanza::StanzaName;
+pub use wal::{Lsn, SegmentSize, Timeline, WalSegment};

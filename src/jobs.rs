@@ -1,0 +1,18 @@
+//! Everything long: admission, one lane per stanza, carrying jobs out, and what they say.
+//!
+//! [`queue`] is the one task that changes a job's state; [`worker`] and [`restore`] carry jobs out;
+//! [`recorder`] stores what they say before anybody is told. Knows nothing of HTTP.
+
+pub mod boot;
+pub mod catalog;
+pub mod context;
+pub mod first_start;
+pub mod journal;
+pub mod queue;
+pub mod recorder;
+mod restore;
+mod worker;
+
+pub use catalog::Catalog;
+pub use context::Context;
+pub use queue::{Denied, JobsHandle, LaneView, Submission};

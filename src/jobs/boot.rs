@@ -1,0 +1,190 @@
+//! What a start of Headrest finds of an earlier one: unfinished jobs, and above all a restore.
+//!
+//! Runs before anything may start PostgreSQL.
+
+use std::time::Duration;
+
+use rustix::process::Pid;
+
+use super::context::{ServerSide, Wake};
+use super::journal::{JournalError, Journals};
+use super::recorder::event;
+use super::worker::problem;
+use crate::clock;
+use crate::domain::job::{Job, JobEvent, JobId, JobSpec, Outcome, RestoreSpec, Trigger};
+use crate::domain::restore::{BootAction, Journal, Phase, on_boot};
+use crate::postgres::control::ControlData;
+use crate::postgres::{pgdata, stray};
+use crate::process::inspect::{self, ProcessIdentity};
+use crate::process::stop;
+use crate::store::{Store, StoreError};
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// A restore to go on with.
+    pub resume: Option<(Job, Journal, BootAction)>,
+    /// PostgreSQL must not be started but by this restore.
+    pub fenced_by: Option<JobId>,
+}
+
+/// Why nothing may be started.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The history cannot be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The restore journal cannot be read or written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// Reads the restore journal, ends what is left of earlier jobs, and closes those jobs.
+pub async fn look_back(
+    store: &Store,
+    journals: &Journals,
+    wake: &Wake,
+    side: Option<&ServerSide>,
+) -> Result<Found, BootError> {
+    let unfinished = store.unfinished_jobs().await?;
+    for (job, process) in &unfinished {
+        if let Some(process) = process {
+            end_leftovers(job.id, process).await;
+        }
+    }
+    let mut found = Found::default();
+    if let Some(side) = side
+        && let Some(journal) = journals.read(&side.stanza)?
+    {
+        found = unfinished_restore(store, journals, side, journal, &unfinished).await?;
+    }
+    let resumed = found.resume.as_ref().map(|(job, ..)| job.id);
+    for (job, _) in unfinished {
+        if Some(job.id) != resumed {
+            close(store, wake, job).await?;
+        }
+    }
+    settle_keys(store).await?;
+    Ok(found)
+}
+
+async fn unfinished_restore(
+    store: &Store,
+    journals: &Journals,
+    side: &ServerSide,
+    mut journal: Journal,
+    unfinished: &[(Job, Option<String>)],
+) -> Result<Found, BootError> {
+    if journal.phase.is_over() {
+        return Ok(Found::default());
+    }
+    let id = journal.id;
+    let identity = pgdata::identity(&side.data_dir).unwrap_or_default();
+    if journal.pgdata_identity != (0, 0) && journal.pgdata_identity != identity {
+        tracing::error!(
+            job.id = %id,
+            "the restore journal is about another directory than the present {}: nothing is \
+             started. Mount the right one and start Headrest again",
+            side.data_dir.display()
+        );
+        return Ok(Found { resume: None, fenced_by: Some(id) });
+    }
+    // A fenced server that is still there is ended before its control data is believed.
+    if matches!(journal.phase, Phase::Recovering | Phase::Verified | Phase::Promoting)
+        && let Some(postmaster) = stray::find(&side.data_dir)
+    {
+        tracing::info!(process.pid = %postmaster, "ending the fenced server of an earlier restore");
+        stray::end(&side.data_dir, postmaster).await;
+    }
+    let control = ControlData::read(&side.binaries, &side.env, &side.data_dir).await.ok();
+    let action = on_boot(&journal, control.map(|control| control.facts()));
+    tracing::warn!(
+        job.id = %id, restore.phase = %journal.phase,
+        "an earlier Headrest ended in phase {} of restore {id}: {action:?}", journal.phase
+    );
+    match action {
+        BootAction::Nothing => Ok(Found::default()),
+        BootAction::Abort => {
+            if let Some(kept) = journal.kept_wal.take() {
+                // Copies of what pg_wal still has.
+                let _ = std::fs::remove_dir_all(kept);
+            }
+            journal.phase = Phase::Aborted;
+            journal.written_at = clock::now();
+            journals.write(&journal)?;
+            Ok(Found::default())
+        }
+        BootAction::StayDown => Ok(Found { resume: None, fenced_by: Some(id) }),
+        BootAction::RestoreAgain | BootAction::Recover | BootAction::Unfence => {
+            let known = unfinished.iter().find(|(job, _)| job.id == id).map(|(job, _)| job.clone());
+            let mut job = match known {
+                Some(job) => job,
+                None => adopt(store, &journal).await?,
+            };
+            job.restore_phase = Some(journal.phase);
+            Ok(Found { resume: Some((job, journal, action)), fenced_by: Some(id) })
+        }
+    }
+}
+
+/// The journal is the truth: a restore that the history does not know as running is added to it.
+async fn adopt(store: &Store, journal: &Journal) -> Result<Job, StoreError> {
+    let now = clock::now();
+    let spec = JobSpec::Restore(RestoreSpec {
+        stanza: journal.stanza.clone(),
+        target: journal.target.clone(),
+        backup_after: true,
+    });
+    let trigger = Trigger::Event("restore-journal".to_owned());
+    let known = store.job(journal.id).await?.is_some();
+    // The id of a job that has ended is not used again.
+    let id = if known { JobId::new(now) } else { journal.id };
+    let job = Job::queued(id, spec, trigger, journal.by.clone(), now);
+    store.insert_job(job.clone(), None).await?;
+    Ok(job)
+}
+
+/// Ends the processes that an earlier Headrest left at work for a job.
+async fn end_leftovers(job: JobId, process: &str) {
+    let Ok(identity) = serde_json::from_str::<ProcessIdentity>(process) else { return };
+    let Some(group) = Pid::from_raw(identity.pid) else { return };
+    // A pid that another process has by now is not ours; one that nobody has, while its group has
+    // members, can only be ours, because a group's id is not given away while it has any.
+    let other = ProcessIdentity::of(group).is_some_and(|now| now != identity);
+    if other || inspect::group_members(group).is_empty() {
+        return;
+    }
+    let how = stop::stop_group(group, Duration::from_secs(10)).await;
+    tracing::warn!(job.id = %job, process.group = %group, ?how, "ended what job {job} left behind");
+}
+
+/// Closes a job that nobody works for any more.
+async fn close(store: &Store, wake: &Wake, mut job: Job) -> Result<(), StoreError> {
+    let mut error = problem(
+        "interrupted",
+        "Headrest ended while this job was under way",
+        &["Start it again if it is still wanted."],
+    );
+    error.retryable = true;
+    job.error = Some(error);
+    if let Err(refused) = job.apply(JobEvent::Finish(Outcome::Interrupted), clock::now()) {
+        tracing::error!(job.id = %job.id, "a bug in the boot: {refused}");
+        return Ok(());
+    }
+    tracing::warn!(job.id = %job.id, "job {} was interrupted by the end of Headrest", job.id);
+    let data = serde_json::json!({ "state": job.state, "outcome": job.state.outcome() });
+    let last = store.update_state(job, vec![event("state", data.to_string())]).await?;
+    wake.stored(last);
+    Ok(())
+}
+
+/// A request that was cut off is free to be made again, unless its job was made: such a key stays
+/// claimed, and the job is found through the list of jobs.
+async fn settle_keys(store: &Store) -> Result<(), StoreError> {
+    for (key, job) in store.unsettled_keys().await? {
+        if job.is_none() {
+            store.settle_key(key, None).await?;
+        }
+    }
+    Ok(())
+}

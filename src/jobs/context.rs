@@ -1,0 +1,106 @@
+//! What carrying out a job needs.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::catalog::Catalog;
+use super::journal::Journals;
+use crate::domain::StanzaName;
+use crate::pgbackrest::conf::{self, Defaults, UserOptions};
+use crate::pgbackrest::runner::Tool;
+use crate::pgbackrest::version::Version;
+use crate::postgres::install::Binaries;
+use crate::postgres::supervisor::PostgresHandle;
+use crate::store::Store;
+
+/// The supervised server's side of a job's needs.
+#[derive(Debug, Clone)]
+pub struct ServerSide {
+    /// The stanza that is the supervised server's.
+    pub stanza: StanzaName,
+    /// PGDATA.
+    pub data_dir: PathBuf,
+    /// PostgreSQL's programs.
+    pub binaries: Binaries,
+    /// The environment of PostgreSQL's programs.
+    pub env: BTreeMap<String, String>,
+    /// The database superuser.
+    pub superuser: String,
+    /// What the user set for pgBackRest.
+    pub user_options: UserOptions,
+    /// How long stopping it may take, all rungs together.
+    pub stop_patience: std::time::Duration,
+}
+
+/// What carrying out a job needs; clones share it.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// pgBackRest.
+    pub tool: Arc<Tool>,
+    /// Its version, when it could be asked.
+    pub version: Option<Version>,
+    /// What the repositories hold.
+    pub catalog: Catalog,
+    /// The server.
+    pub postgres: PostgresHandle,
+    /// Its side, when it is supervised.
+    pub server: Option<ServerSide>,
+    /// History.
+    pub store: Store,
+    /// Restore journals.
+    pub journals: Journals,
+    /// Tells everybody who follows events that there are new ones.
+    pub wake: Wake,
+    /// Headrest is stopping: jobs end now.
+    pub shutdown: CancellationToken,
+    /// And without patience.
+    pub hurry: CancellationToken,
+}
+
+/// The id of the newest stored event. Followers wait for it to change and read the store.
+#[derive(Debug, Clone)]
+pub struct Wake(watch::Sender<i64>);
+
+impl Wake {
+    /// From the newest event stored so far.
+    pub fn new(last: i64) -> Self {
+        Self(watch::channel(last).0)
+    }
+
+    /// Events up to this id are stored now.
+    pub fn stored(&self, last: Option<i64>) {
+        if let Some(last) = last {
+            self.0.send_if_modified(|known| {
+                let newer = last > *known;
+                *known = last.max(*known);
+                newer
+            });
+        }
+    }
+
+    /// Follows it.
+    pub fn subscribe(&self) -> watch::Receiver<i64> {
+        self.0.subscribe()
+    }
+}
+
+impl Context {
+    /// Where the running server can be reached, for a pgbackrest that connects to it.
+    pub fn server_env(&self, stanza: &StanzaName) -> BTreeMap<String, String> {
+        let Some(server) = self.server.as_ref().filter(|server| server.stanza == *stanza) else {
+            return BTreeMap::new();
+        };
+        let address = self.postgres.status().address;
+        let defaults = Defaults {
+            pg_path: server.data_dir.display().to_string(),
+            pg_port: address.as_ref().map(|address| address.port),
+            pg_socket_dir: address.map(|address| address.socket_dir.display().to_string()),
+            pg_user: Some(server.superuser.clone()),
+        };
+        conf::environment(&defaults, &server.user_options)
+    }
+}

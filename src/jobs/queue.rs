@@ -1,0 +1,492 @@
+//! Admission, and one lane per stanza: the task that changes the state of jobs.
+//!
+//! A job's row is in the store before its work begins and its end is there before anybody is told.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::context::Context;
+use super::recorder::{Recorder, event};
+use super::restore::{self, Begin};
+use super::worker::{self, Ended};
+use crate::clock;
+use crate::domain::job::{
+    Admission, Job, JobEvent, JobId, JobKind, JobSpec, JobState, OnConflict, Outcome, Trigger,
+    admit,
+};
+use crate::domain::restore::{BootAction, Journal, Phase};
+use crate::domain::StanzaName;
+use crate::pulse::Pulse;
+use crate::store::{Store, StoreError};
+
+/// Jobs that may wait for one lane.
+const LONGEST_QUEUE: usize = 32;
+const BEAT: Duration = Duration::from_secs(2);
+
+/// Something that is asked for.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// What.
+    pub spec: JobSpec,
+    /// What asks.
+    pub trigger: Trigger,
+    /// Who asks.
+    pub by: String,
+    /// What to do when the lane is taken.
+    pub on_conflict: OnConflict,
+    /// The idempotency key of the request.
+    pub idempotency_key: Option<String>,
+}
+
+/// Why a submission, or a cancellation, was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Denied {
+    /// The lane is taken.
+    #[error("stanza {stanza} is busy with {kind} job {job}")]
+    LaneBusy {
+        /// Whose lane.
+        stanza: StanzaName,
+        /// The job that has it.
+        job: JobId,
+        /// What that job does.
+        kind: JobKind,
+    },
+    /// Too many wait already.
+    #[error("{LONGEST_QUEUE} jobs wait for stanza {0} already")]
+    QueueFull(StanzaName),
+    /// No such job.
+    #[error("there is no job {0}")]
+    NoSuchJob(JobId),
+    /// It has ended.
+    #[error("job {job} has ended: it {state}")]
+    Ended {
+        /// The job.
+        job: JobId,
+        /// How.
+        state: JobState,
+    },
+    /// A restore that has begun to change files is not cancelled: it would leave no database.
+    #[error(
+        "restore {job} is in phase {phase}: PGDATA is being replaced, and stopping now would leave \
+         no database at all. Let it end"
+    )]
+    TooLate {
+        /// The job.
+        job: JobId,
+        /// Its phase.
+        phase: Phase,
+    },
+    /// Restores need a server that Headrest can stop and start.
+    #[error("Headrest does not supervise the PostgreSQL server of stanza {0}")]
+    NotSupervised(StanzaName),
+    /// Headrest is stopping.
+    #[error("Headrest is stopping")]
+    ShuttingDown,
+    /// The history cannot be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What one lane is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneView {
+    /// The job that has it.
+    pub running: Option<(JobId, JobKind)>,
+    /// How many wait.
+    pub waiting: usize,
+}
+
+enum Command {
+    Submit(Box<Submission>, oneshot::Sender<Result<Job, Denied>>),
+    Resume(Box<(Job, Journal, BootAction)>),
+    Cancel(JobId, String, oneshot::Sender<Result<Job, Denied>>),
+    /// A job of the background went into this phase.
+    Phase(JobId, Phase),
+}
+
+/// A handle to the queue; clones share it.
+#[derive(Debug, Clone)]
+pub struct JobsHandle {
+    commands: mpsc::Sender<Command>,
+    lanes: watch::Receiver<BTreeMap<StanzaName, LaneView>>,
+    store: Store,
+    events: watch::Receiver<i64>,
+}
+
+impl JobsHandle {
+    /// Starts the queue's task.
+    pub fn spawn(
+        context: Context,
+        stanzas: impl IntoIterator<Item = StanzaName>,
+        pulse: Pulse,
+    ) -> (Self, tokio::task::JoinHandle<()>) {
+        let (commands, inbox) = mpsc::channel(64);
+        let lanes: BTreeMap<_, _> = stanzas.into_iter().map(|s| (s, Lane::default())).collect();
+        let (publish, views) = watch::channel(views(&lanes));
+        let handle = Self {
+            commands: commands.clone(),
+            lanes: views,
+            store: context.store.clone(),
+            events: context.wake.subscribe(),
+        };
+        let queue = Queue { context, lanes, publish, work: JoinSet::new(), own: commands };
+        (handle, tokio::spawn(queue.run(inbox, pulse)))
+    }
+
+    /// Asks for a job. Answers it as it was accepted.
+    pub async fn submit(&self, submission: Submission) -> Result<Job, Denied> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Submit(Box::new(submission), reply);
+        self.commands.send(command).await.map_err(|_| Denied::ShuttingDown)?;
+        answer.await.map_err(|_| Denied::ShuttingDown)?
+    }
+
+    /// Goes on with a restore that an earlier Headrest began.
+    pub async fn resume(&self, job: Job, journal: Journal, action: BootAction) {
+        // Only at the start, when the queue is there.
+        let _ = self.commands.send(Command::Resume(Box::new((job, journal, action)))).await;
+    }
+
+    /// Asks for a job's end. Answers the job as it stands then.
+    pub async fn cancel(&self, job: JobId, by: &str) -> Result<Job, Denied> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Cancel(job, by.to_owned(), reply);
+        self.commands.send(command).await.map_err(|_| Denied::ShuttingDown)?;
+        answer.await.map_err(|_| Denied::ShuttingDown)?
+    }
+
+    /// Waits for a job's end. Cancel safe; the job goes on when nobody waits.
+    pub async fn finished(&self, id: JobId) -> Result<Job, Denied> {
+        let mut events = self.events.clone();
+        loop {
+            events.borrow_and_update();
+            match self.store.job(id).await? {
+                Some(job) if job.state.is_final() => return Ok(job),
+                Some(_) => {}
+                None => return Err(Denied::NoSuchJob(id)),
+            }
+            events.changed().await.map_err(|_| Denied::ShuttingDown)?;
+        }
+    }
+
+    /// What a stanza's lane is doing.
+    pub fn lane(&self, stanza: &StanzaName) -> Option<LaneView> {
+        self.lanes.borrow().get(stanza).cloned()
+    }
+
+    /// Follows the id of the newest stored event.
+    pub fn events(&self) -> watch::Receiver<i64> {
+        self.events.clone()
+    }
+}
+
+#[derive(Default)]
+struct Lane {
+    running: Option<Running>,
+    waiting: VecDeque<Job>,
+}
+
+struct Running {
+    job: Job,
+    cancel: CancellationToken,
+}
+
+struct Queue {
+    context: Context,
+    lanes: BTreeMap<StanzaName, Lane>,
+    publish: watch::Sender<BTreeMap<StanzaName, LaneView>>,
+    work: JoinSet<(StanzaName, JobId, Ended)>,
+    own: mpsc::Sender<Command>,
+}
+
+impl Queue {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Command>, pulse: Pulse) {
+        let shutdown = self.context.shutdown.clone();
+        loop {
+            pulse.beat();
+            let idle = self.work.is_empty();
+            tokio::select! {
+                command = inbox.recv() => match command {
+                    Some(command) => self.take(command).await,
+                    None => return,
+                },
+                Some(ended) = self.work.join_next() => self.on_end(ended).await,
+                () = shutdown.cancelled(), if idle => {
+                    self.interrupt_waiting().await;
+                    return;
+                }
+                () = tokio::time::sleep(BEAT) => {}
+            }
+            self.publish.send_if_modified(|known| {
+                let now = views(&self.lanes);
+                let changed = *known != now;
+                *known = now;
+                changed
+            });
+        }
+    }
+
+    async fn take(&mut self, command: Command) {
+        match command {
+            Command::Submit(submission, reply) => {
+                let answer = self.submit(*submission).await;
+                // Who asked may have gone; what was accepted is accepted.
+                let _ = reply.send(answer);
+            }
+            Command::Cancel(id, by, reply) => {
+                let answer = self.cancel(id, &by).await;
+                let _ = reply.send(answer);
+            }
+            Command::Resume(resumed) => {
+                let (job, journal, action) = *resumed;
+                self.start(job, Some((journal, action))).await;
+            }
+            Command::Phase(id, phase) => {
+                for lane in self.lanes.values_mut() {
+                    if let Some(running) = lane.running.as_mut().filter(|r| r.job.id == id) {
+                        running.job.restore_phase = Some(phase);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn submit(&mut self, submission: Submission) -> Result<Job, Denied> {
+        let Submission { spec, trigger, by, on_conflict, idempotency_key } = submission;
+        if self.context.shutdown.is_cancelled() {
+            return Err(Denied::ShuttingDown);
+        }
+        let stanza = spec.stanza().clone();
+        let supervised = self.context.server.as_ref().is_some_and(|side| side.stanza == stanza);
+        if spec.kind() == JobKind::Restore && !supervised {
+            return Err(Denied::NotSupervised(stanza));
+        }
+        let lane = self.lanes.entry(stanza.clone()).or_default();
+        let mut cancelled = None;
+        if let Some(running) = &lane.running {
+            match admit(&spec, running.job.spec.kind(), on_conflict) {
+                Admission::Refuse => {
+                    let (job, kind) = (running.job.id, running.job.spec.kind());
+                    return Err(Denied::LaneBusy { stanza, job, kind });
+                }
+                Admission::Wait => {}
+                Admission::CancelAndWait => cancelled = Some(running.job.id),
+            }
+            if lane.waiting.len() >= LONGEST_QUEUE {
+                return Err(Denied::QueueFull(stanza));
+            }
+        }
+        let now = clock::now();
+        let job = Job::queued(JobId::new(now), spec, trigger, by, now);
+        self.context.store.insert_job(job.clone(), idempotency_key).await?;
+        tracing::info!(
+            job.id = %job.id, job.kind = %job.spec.kind(), stanza.name = %stanza, by = %job.by,
+            "accepted {} job {} for stanza {stanza}", job.spec.kind(), job.id
+        );
+        let lane = self.lanes.entry(stanza).or_default();
+        if lane.running.is_none() {
+            return Ok(self.start(job, None).await);
+        }
+        match cancelled {
+            // A restore goes before whatever else waits.
+            Some(_) => lane.waiting.push_front(job.clone()),
+            None => lane.waiting.push_back(job.clone()),
+        }
+        if let Some(id) = cancelled
+            && let Err(denied) = self.cancel(id, &format!("restore {}", job.id)).await
+        {
+            tracing::warn!(job.id = %id, "cannot cancel for a restore: {denied}");
+        }
+        Ok(job)
+    }
+
+    async fn cancel(&mut self, id: JobId, by: &str) -> Result<Job, Denied> {
+        for lane in self.lanes.values_mut() {
+            if let Some(at) = lane.waiting.iter().position(|job| job.id == id)
+                && let Some(mut job) = lane.waiting.remove(at)
+            {
+                advance(&mut job, JobEvent::Cancel);
+                save(&self.context, &job).await?;
+                return Ok(job);
+            }
+            let Some(running) = lane.running.as_mut().filter(|r| r.job.id == id) else { continue };
+            match running.job.restore_phase {
+                Some(phase) if !phase.data_is_intact() => {
+                    return Err(Denied::TooLate { job: id, phase });
+                }
+                _ => {}
+            }
+            if running.job.state == JobState::Cancelling {
+                return Ok(running.job.clone());
+            }
+            tracing::info!(job.id = %id, by, "cancelling job {id}, asked by {by}");
+            advance(&mut running.job, JobEvent::Cancel);
+            running.cancel.cancel();
+            save(&self.context, &running.job).await?;
+            return Ok(running.job.clone());
+        }
+        match self.context.store.job(id).await? {
+            Some(job) => Err(Denied::Ended { job: id, state: job.state }),
+            None => Err(Denied::NoSuchJob(id)),
+        }
+    }
+
+    /// Gives a job its lane. Its row says so before its work begins.
+    async fn start(&mut self, mut job: Job, resume: Option<(Journal, BootAction)>) -> Job {
+        if job.state == JobState::Queued {
+            advance(&mut job, JobEvent::Start);
+        }
+        let stanza = job.spec.stanza().clone();
+        if let Err(error) = save(&self.context, &job).await {
+            let error = crate::telemetry::chain(&error);
+            tracing::error!(job.id = %job.id, "cannot note that a job starts: {error}");
+        }
+        let cancel = CancellationToken::new();
+        let work = carry_out(
+            self.context.clone(),
+            job.clone(),
+            resume,
+            cancel.clone(),
+            PhaseTeller { job: job.id, to: self.own.clone() },
+        );
+        let (lane, id) = (stanza.clone(), job.id);
+        self.work.spawn(async move {
+            // A panic of one job must neither end the queue nor leave the lane taken.
+            let ended = match tokio::spawn(work).await {
+                Ok(ended) => ended,
+                Err(panic) => Ended::failed(worker::problem(
+                    "internal",
+                    format!("a bug in Headrest ended this job: {panic}"),
+                    &["Please report it with Headrest's log."],
+                )),
+            };
+            (lane, id, ended)
+        });
+        self.lanes.entry(stanza).or_default().running = Some(Running { job: job.clone(), cancel });
+        job
+    }
+
+    async fn on_end(
+        &mut self,
+        ended: Result<(StanzaName, JobId, Ended), tokio::task::JoinError>,
+    ) {
+        let Ok((stanza, id, ended)) = ended else { return };
+        let Some(lane) = self.lanes.get_mut(&stanza) else { return };
+        let Some(Running { mut job, .. }) = lane.running.take_if(|r| r.job.id == id) else {
+            return;
+        };
+        let Some(outcome) = ended.outcome else {
+            tracing::info!(job.id = %id, "job {id} goes on at the next start of Headrest");
+            return;
+        };
+        (job.result, job.error) = (ended.result, ended.error);
+        advance(&mut job, JobEvent::Finish(outcome));
+        if let Err(error) = save(&self.context, &job).await {
+            let error = crate::telemetry::chain(&error);
+            tracing::error!(job.id = %id, "cannot note that a job ended: {error}");
+        }
+        let message = job.error.as_ref().map_or("", |error| error.message.as_str());
+        tracing::info!(job.id = %id, outcome = %outcome, "job {id} {outcome}: {message}");
+        if let Some(spec) = ended.follow_up {
+            let submission = Submission {
+                spec,
+                trigger: Trigger::Event("restore".to_owned()),
+                by: job.by.clone(),
+                on_conflict: OnConflict::Queue,
+                idempotency_key: None,
+            };
+            if let Err(denied) = self.submit(submission).await {
+                tracing::warn!("cannot queue what follows job {id}: {denied}");
+            }
+        }
+        self.next(&stanza).await;
+    }
+
+    async fn next(&mut self, stanza: &StanzaName) {
+        let Some(lane) = self.lanes.get_mut(stanza) else { return };
+        if lane.running.is_some() || self.context.shutdown.is_cancelled() {
+            return;
+        }
+        if let Some(job) = lane.waiting.pop_front() {
+            self.start(job, None).await;
+        }
+    }
+
+    async fn interrupt_waiting(&mut self) {
+        for lane in self.lanes.values_mut() {
+            for mut job in lane.waiting.drain(..) {
+                job.error = Some(worker::problem("interrupted", "Headrest was stopped", &[]));
+                advance(&mut job, JobEvent::Finish(Outcome::Interrupted));
+                if let Err(error) = save(&self.context, &job).await {
+                    tracing::error!(job.id = %job.id, "cannot close a waiting job: {error}");
+                }
+            }
+        }
+    }
+}
+
+/// Tells the queue in which phase a restore is, because that decides whether it may be cancelled.
+#[derive(Clone)]
+pub(super) struct PhaseTeller {
+    job: JobId,
+    to: mpsc::Sender<Command>,
+}
+
+impl PhaseTeller {
+    pub(super) async fn tell(&self, phase: Phase) {
+        let _ = self.to.send(Command::Phase(self.job, phase)).await;
+    }
+}
+
+async fn carry_out(
+    context: Context,
+    job: Job,
+    resume: Option<(Journal, BootAction)>,
+    cancel: CancellationToken,
+    phases: PhaseTeller,
+) -> Ended {
+    let mut recorder = Recorder::new(job.id, context.store.clone(), context.wake.clone());
+    let ended = match &job.spec {
+        JobSpec::Backup(spec) => worker::backup(&context, spec, &mut recorder, &cancel).await,
+        JobSpec::Check { stanza } => worker::check(&context, stanza, &mut recorder, &cancel).await,
+        JobSpec::StanzaCreate { stanza } => {
+            worker::stanza_create(&context, stanza, &mut recorder, &cancel).await
+        }
+        JobSpec::Restore(spec) => {
+            let begin = match resume {
+                Some((journal, action)) => Begin::Resume(Box::new(journal), action),
+                None => Begin::Fresh { id: job.id, by: job.by.clone() },
+            };
+            restore::run(&context, spec, begin, &mut recorder, &cancel, &phases).await
+        }
+    };
+    recorder.finish().await;
+    ended
+}
+
+fn advance(job: &mut Job, step: JobEvent) {
+    if let Err(refused) = job.apply(step, clock::now()) {
+        tracing::error!(job.id = %job.id, "a bug in the queue: {refused}");
+    }
+}
+
+/// Stores a job's state and then tells everybody.
+async fn save(context: &Context, job: &Job) -> Result<(), StoreError> {
+    let data = serde_json::json!({ "state": job.state, "outcome": job.state.outcome() });
+    let last =
+        context.store.update_state(job.clone(), vec![event("state", data.to_string())]).await?;
+    context.wake.stored(last);
+    Ok(())
+}
+
+fn views(lanes: &BTreeMap<StanzaName, Lane>) -> BTreeMap<StanzaName, LaneView> {
+    let view = |lane: &Lane| LaneView {
+        running: lane.running.as_ref().map(|running| (running.job.id, running.job.spec.kind())),
+        waiting: lane.waiting.len(),
+    };
+    lanes.iter().map(|(stanza, lane)| (stanza.clone(), view(lane))).collect()
+}

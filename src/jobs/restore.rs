@@ -1,0 +1,490 @@
+//! Carrying out an in-place restore, phase by phase (`domain::restore` has the diagram).
+//!
+//! Written as if the power fails after each line: the journal reaches the disk before the phase it
+//! names begins, each phase can be entered again, and PostgreSQL is started only where the journal
+//! says that PGDATA is a database.
+
+mod prepare;
+mod recover;
+mod wal;
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::context::{Context, ServerSide};
+use super::queue::PhaseTeller;
+use super::recorder::Recorder;
+use super::worker::{self, Ended, problem};
+use crate::clock;
+use crate::domain::job::{
+    BackupOptions, BackupSpec, JobError, JobId, JobResult, JobSpec, Outcome, RestoreResult,
+    RestoreSpec,
+};
+use crate::domain::restore::{BootAction, Journal, Phase};
+use crate::domain::{Annotations, BackupType, Lsn};
+use crate::pgbackrest::command::RestoreInPlace;
+use crate::pgbackrest::exit::Context as ExitContext;
+use crate::pgbackrest::log::Level;
+use crate::pgbackrest::runner::Stopping;
+use crate::postgres::client::Connection;
+use crate::postgres::control::ControlData;
+use crate::postgres::pgdata::{self, Content};
+use crate::postgres::state::ServerState;
+use crate::postgres::stray;
+use crate::postgres::supervisor::{Actor, Order, Refusal, Status};
+use crate::process::inspect;
+use crate::process::stop;
+
+/// How often `pgbackrest restore` is tried.
+const TRIES: u32 = 3;
+/// How long the server may take to come up for its clients before the restore says so. Crash
+/// recovery after this has its own progress.
+const START_PATIENCE: Duration = Duration::from_mins(10);
+
+/// Where a restore begins.
+pub(super) enum Begin {
+    /// At the beginning.
+    Fresh {
+        /// The job.
+        id: JobId,
+        /// Who asked.
+        by: String,
+    },
+    /// Where an earlier Headrest left off.
+    Resume(Box<Journal>, BootAction),
+}
+
+/// Why a restore does not go on.
+enum Stop {
+    /// Before anything was changed; PostgreSQL goes on as before.
+    Aborted(JobError),
+    /// Somebody asked for it, before anything was changed.
+    Cancelled,
+    /// After files were changed: PostgreSQL stays down.
+    NeedsOperator(JobError),
+    /// Headrest stops; the journal says where to go on.
+    Later,
+    /// The data is complete, but something did not work afterwards.
+    Finished(JobError),
+}
+
+struct Run<'a> {
+    context: &'a Context,
+    side: &'a ServerSide,
+    recorder: &'a mut Recorder,
+    cancel: &'a CancellationToken,
+    phases: &'a PhaseTeller,
+    journal: Journal,
+    result: RestoreResult,
+    /// Where recovery began, for progress.
+    first_replayed: Option<Lsn>,
+}
+
+pub(super) async fn run(
+    context: &Context,
+    spec: &RestoreSpec,
+    begin: Begin,
+    recorder: &mut Recorder,
+    cancel: &CancellationToken,
+    phases: &PhaseTeller,
+) -> Ended {
+    let Some(side) = context.server.as_ref() else {
+        let message = "Headrest does not supervise the server of this stanza";
+        return Ended::failed(problem("postgres-not-supervised", message, &[]));
+    };
+    let (journal, action) = match begin {
+        Begin::Resume(journal, action) => (*journal, Some(action)),
+        Begin::Fresh { id, by } => {
+            match prepare::plan(context, side, spec, id, by, recorder).await {
+                Ok(journal) => (journal, None),
+                Err(error) => return Ended::failed(error),
+            }
+        }
+    };
+    let result = RestoreResult {
+        set: Some(journal.set.clone()),
+        repo: Some(journal.repo),
+        ..RestoreResult::default()
+    };
+    let mut run =
+        Run { context, side, recorder, cancel, phases, journal, result, first_replayed: None };
+    let stopped = match action {
+        None => run.from_the_beginning().await,
+        Some(action) => run.resume(action).await,
+    };
+    run.close(stopped, spec).await
+}
+
+impl Run<'_> {
+    async fn from_the_beginning(&mut self) -> Result<(), Stop> {
+        self.write_journal().map_err(Stop::Aborted)?;
+        self.phases.tell(Phase::Accepted).await;
+        self.recorder.phase(Phase::Accepted).await;
+        self.order(Order::RaiseFence).await.map_err(refused)?;
+
+        self.enter(Phase::Quiesced).await?;
+        prepare::wait_for_foreign_lock(self.context, &self.journal.stanza, self.recorder)
+            .await
+            .map_err(Stop::Aborted)?;
+
+        self.enter(Phase::SafePoint).await?;
+        self.safe_point().await;
+
+        self.enter(Phase::Stopping).await?;
+        self.stop_server().await?;
+
+        self.enter(Phase::Draining).await?;
+        self.drain().await?;
+        self.leave_if_asked()?;
+        self.restore_files().await
+    }
+
+    async fn resume(&mut self, action: BootAction) -> Result<(), Stop> {
+        let text = format!("Headrest was started again during phase {}", self.journal.phase);
+        self.recorder.say(Level::Warn, text).await;
+        self.phases.tell(self.journal.phase).await;
+        match action {
+            BootAction::RestoreAgain => {
+                self.end_stray_server(false).await?;
+                self.restore_files().await
+            }
+            BootAction::Recover => {
+                self.end_stray_server(false).await?;
+                self.recover().await
+            }
+            BootAction::Unfence => {
+                // The server may already serve its clients: only a fenced one is stopped.
+                self.end_stray_server(true).await?;
+                self.unfence().await
+            }
+            BootAction::Abort | BootAction::StayDown | BootAction::Nothing => Ok(()),
+        }
+    }
+
+    /// Runs `pgbackrest restore` until it succeeds, and goes on from there.
+    async fn restore_files(&mut self) -> Result<(), Stop> {
+        let mut tries = 0;
+        loop {
+            let lock = self.lock_out_orphans().await?;
+            self.journal.attempts += 1;
+            tries += 1;
+            self.enter(Phase::Restoring).await?;
+            let error = match self.run_restore(lock).await {
+                Ok(()) => break,
+                Err(error) => error,
+            };
+            if self.context.shutdown.is_cancelled() {
+                return Err(Stop::Later);
+            }
+            self.journal.last_error = Some(error.message.clone());
+            if tries >= TRIES {
+                return Err(Stop::NeedsOperator(error));
+            }
+            let wait = Duration::from_secs(u64::from(tries) * 2);
+            let text = format!(
+                "pgbackrest restore failed ({}); trying the same again in {} s",
+                error.message,
+                wait.as_secs()
+            );
+            self.recorder.say(Level::Warn, text).await;
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = self.context.shutdown.cancelled() => return Err(Stop::Later),
+            }
+        }
+        self.enter(Phase::Restored).await?;
+        self.recover().await
+    }
+
+    async fn run_restore(&mut self, lock: std::os::fd::OwnedFd) -> Result<(), JobError> {
+        let (stanza, set) = (self.journal.stanza.clone(), self.journal.set.clone());
+        let invocation =
+            RestoreInPlace { stanza: &stanza, repo: self.journal.repo, set: &set }.invocation();
+        self.recorder.next_command();
+        let stopping = Stopping {
+            // A restore is not cancelled, but when Headrest stops it is ended and resumed later.
+            cancel: self.context.shutdown.child_token(),
+            hurry: self.context.hurry.clone(),
+        };
+        let env = self.context.server_env(&stanza);
+        let tool = &self.context.tool;
+        let ended = tool.follow(&invocation, &env, Some(lock), &stopping, self.recorder).await;
+        let never = CancellationToken::new();
+        worker::judge(self.context, ExitContext::Restore, ended, self.recorder, &never).map_err(
+            |ended| ended.error.unwrap_or_else(|| problem("internal", "no reason was given", &[])),
+        )?;
+        // Success is what PGDATA shows, not what a program says.
+        match pgdata::content(&self.side.data_dir) {
+            Ok(Content::Cluster(_)) => Ok(()),
+            Ok(other) => Err(problem(
+                "pgbackrest-internal",
+                format!("pgbackrest restore ended well, but PGDATA shows {other:?}"),
+                &[],
+            )),
+            Err(error) => Err(problem("storage-read", format!("cannot read PGDATA: {error}"), &[])),
+        }
+    }
+
+    /// Waits until no process of an earlier `pgbackrest restore` lives: an orphaned worker has
+    /// been seen to write to PGDATA 15 s after its main process was gone.
+    async fn lock_out_orphans(&mut self) -> Result<std::os::fd::OwnedFd, Stop> {
+        for round in 0..600u32 {
+            match self.context.journals.try_lock(&self.journal.stanza) {
+                Ok(Some(lock)) => return Ok(lock),
+                Ok(None) if round == 0 => {
+                    let text = "processes of an earlier restore still work; ending them";
+                    self.recorder.say(Level::Warn, text).await;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    let message = crate::telemetry::chain(&error);
+                    return Err(Stop::NeedsOperator(problem("storage-write", message, &[])));
+                }
+            }
+            for pid in inspect::holding_open(&self.context.journals.lock_path(&self.journal.stanza))
+            {
+                stop::signal_process(pid, if round < 50 { Signal::TERM } else { Signal::KILL });
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        Err(Stop::NeedsOperator(problem(
+            "worker-failed",
+            "processes of an earlier pgbackrest restore do not end",
+            &["End them by hand (ps -ef | grep pgbackrest), then restore again."],
+        )))
+    }
+
+    /// Puts back the kept WAL, starts the server fenced, and follows it to its end.
+    async fn recover(&mut self) -> Result<(), Stop> {
+        self.place_kept_wal().map_err(|message| {
+            Stop::NeedsOperator(problem("storage-write", message, &["Free space, restore again."]))
+        })?;
+        self.enter(Phase::Recovering).await?;
+        self.follow_recovery().await?;
+        self.unfence().await
+    }
+
+    /// Gives the server back to its clients.
+    async fn unfence(&mut self) -> Result<(), Stop> {
+        self.enter(Phase::Unfencing).await?;
+        let status = self.context.postgres.status();
+        if status.state.has_process() {
+            self.stop_server().await?;
+        }
+        // From here on the server is the supervisor's again, with its restarts.
+        self.order(Order::LowerFence).await.map_err(refused)?;
+        match self.context.postgres.order(Order::Start, Actor::Operator).await {
+            Ok(()) | Err(Refusal::Running) => {}
+            Err(refusal) => {
+                return Err(Stop::Finished(problem(
+                    "postgres-unavailable",
+                    format!("the restore is complete, but PostgreSQL was not started: {refusal}"),
+                    &["POST /api/v1/processes/postgres/start"],
+                )));
+            }
+        }
+        let ready = |status: &Status| {
+            matches!(status.state, ServerState::Ready | ServerState::Failed)
+        };
+        let wait = self.context.postgres.wait_until(START_PATIENCE, ready);
+        let status = tokio::select! {
+            status = wait => status.unwrap_or_else(|last| last),
+            () = self.context.shutdown.cancelled() => return Err(Stop::Later),
+        };
+        if status.state != ServerState::Ready {
+            let reason = status.reason.unwrap_or_else(|| format!("it is {}", status.state));
+            return Err(Stop::Finished(problem(
+                "postgres-unavailable",
+                format!("the restore is complete, but PostgreSQL does not take writes: {reason}"),
+                &["Look at GET /api/v1/processes/postgres/log."],
+            )));
+        }
+        self.tidy_settings().await;
+        self.enter(Phase::Done).await
+    }
+
+    async fn tidy_settings(&mut self) {
+        let Some(connection) = self.connect().await else { return };
+        match connection.reset_recovery_settings().await {
+            Ok(names) if !names.is_empty() => {
+                let text = format!("took {} out of postgresql.auto.conf", names.join(", "));
+                self.recorder.say(Level::Info, text).await;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let text = format!("recovery settings stay in postgresql.auto.conf: {error}");
+                self.recorder.say(Level::Warn, text).await;
+            }
+        }
+    }
+
+    async fn close(&mut self, stopped: Result<(), Stop>, spec: &RestoreSpec) -> Ended {
+        let result = Some(JobResult::Restore(self.result.clone()));
+        match stopped {
+            Ok(()) => {
+                self.forget_kept_wal();
+                let follow_up = spec.backup_after.then(|| full_backup_of(spec));
+                Ended { result, follow_up, ..Ended::with(Outcome::Succeeded) }
+            }
+            Err(Stop::Finished(error)) => {
+                Ended { result, error: Some(error), ..Ended::with(Outcome::Failed) }
+            }
+            Err(Stop::Cancelled) => {
+                self.go_on_as_before().await;
+                let error = problem("cancelled", "cancelled before anything was changed", &[]);
+                Ended { error: Some(error), ..Ended::with(Outcome::Cancelled) }
+            }
+            Err(Stop::Aborted(error)) => {
+                self.go_on_as_before().await;
+                Ended::failed(error)
+            }
+            Err(Stop::Later) => Ended { outcome: None, ..Ended::with(Outcome::Interrupted) },
+            Err(Stop::NeedsOperator(mut error)) => {
+                self.journal.last_error = Some(error.message.clone());
+                // The fence stays: PGDATA is not a database.
+                if self.enter(Phase::NeedsOperator).await.is_err() {
+                    tracing::error!("cannot note in the journal that a restore was given up");
+                }
+                error.hints.push(
+                    "PostgreSQL stays down. Correct the cause and restore again: POST \
+                     /api/v1/stanzas/STANZA/restores"
+                        .to_owned(),
+                );
+                Ended { result, ..Ended::failed(error) }
+            }
+        }
+    }
+
+    /// Nothing was changed: the server goes on.
+    async fn go_on_as_before(&mut self) {
+        self.forget_kept_wal();
+        self.journal.phase = Phase::Aborted;
+        if let Err(error) = self.write_journal() {
+            tracing::error!("cannot close the restore journal: {}", error.message);
+        }
+        self.recorder.phase(Phase::Aborted).await;
+        if let Err(refusal) = self.order(Order::LowerFence).await {
+            tracing::error!("cannot lower the fence: {refusal}");
+            return;
+        }
+        if self.context.shutdown.is_cancelled() {
+            return;
+        }
+        let content = pgdata::content(&self.side.data_dir);
+        let state = self.context.postgres.status().state;
+        if !state.has_process() && matches!(content, Ok(Content::Cluster(_))) {
+            // It may have been down before, but then somebody wanted it back.
+            let _ = self.context.postgres.order(Order::Start, Actor::Operator).await;
+        }
+    }
+
+    /// Writes the journal for a phase, then says that the phase has begun.
+    async fn enter(&mut self, phase: Phase) -> Result<(), Stop> {
+        if self.journal.phase.data_is_intact() && phase.data_is_intact() {
+            self.leave_if_asked()?;
+        }
+        let from = self.journal.phase;
+        self.journal.phase = from.transition(phase).map_err(|refused| {
+            Stop::NeedsOperator(problem("internal", format!("a bug in Headrest: {refused}"), &[]))
+        })?;
+        self.write_journal().map_err(|error| {
+            if from.data_is_intact() { Stop::Aborted(error) } else { Stop::NeedsOperator(error) }
+        })?;
+        self.phases.tell(phase).await;
+        self.recorder.phase(phase).await;
+        Ok(())
+    }
+
+    fn leave_if_asked(&self) -> Result<(), Stop> {
+        if self.cancel.is_cancelled() {
+            return Err(Stop::Cancelled);
+        }
+        if self.context.shutdown.is_cancelled() {
+            let message = "Headrest was stopped before anything was changed";
+            return Err(Stop::Aborted(problem("interrupted", message, &[])));
+        }
+        Ok(())
+    }
+
+    fn write_journal(&mut self) -> Result<(), JobError> {
+        self.journal.written_at = clock::now();
+        self.context.journals.write(&self.journal).map_err(|error| {
+            let message = crate::telemetry::chain(&error);
+            problem("storage-write", message, &["Free space in Headrest's state directory."])
+        })
+    }
+
+    async fn order(&self, order: Order) -> Result<(), Refusal> {
+        self.context.postgres.order(order, Actor::Restore(self.journal.id)).await
+    }
+
+    /// Stops the server and waits until nobody works in PGDATA any more.
+    async fn stop_server(&mut self) -> Result<(), Stop> {
+        match self.order(Order::Stop).await {
+            Ok(()) | Err(Refusal::NotRunning) => {}
+            Err(refusal) => return Err(refused(refusal)),
+        }
+        let down = |status: &Status| !status.state.has_process();
+        let stopped = self.context.postgres.wait_until(self.side.stop_patience, down).await;
+        let left = pgdata::servers_in(&self.side.data_dir);
+        if stopped.is_err() || !left.is_empty() {
+            let error = problem(
+                "postgres-running",
+                format!("PostgreSQL did not leave PGDATA (processes {left:?})"),
+                &["Look at what keeps it; then restore again."],
+            );
+            return Err(if self.journal.phase.data_is_intact() {
+                Stop::Aborted(error)
+            } else {
+                Stop::NeedsOperator(error)
+            });
+        }
+        Ok(())
+    }
+
+    /// Stops a server that an earlier Headrest left running on PGDATA.
+    async fn end_stray_server(&mut self, only_fenced: bool) -> Result<(), Stop> {
+        let data_dir = &self.side.data_dir;
+        let Some(pid) = stray::find(data_dir) else { return Ok(()) };
+        if only_fenced && !stray::is_fenced(data_dir) {
+            return Ok(());
+        }
+        let text = format!("stopping the server that is left from before (pid {pid})");
+        self.recorder.say(Level::Info, text).await;
+        if stray::end(data_dir, pid).await {
+            return Ok(());
+        }
+        Err(Stop::NeedsOperator(problem(
+            "postgres-running",
+            format!("a server that is left from before does not leave PGDATA (pid {pid})"),
+            &["End it by hand, then restore again."],
+        )))
+    }
+
+    async fn connect(&self) -> Option<Connection> {
+        let address = self.context.postgres.status().address?;
+        Connection::open(&address, || {}).await.ok()
+    }
+
+    async fn control(&self) -> Option<ControlData> {
+        let side = self.side;
+        ControlData::read(&side.binaries, &side.env, &side.data_dir).await.ok()
+    }
+}
+
+fn full_backup_of(spec: &RestoreSpec) -> JobSpec {
+    JobSpec::Backup(BackupSpec {
+        stanza: spec.stanza.clone(),
+        repo: None,
+        backup_type: BackupType::Full,
+        annotations: Annotations::default(),
+        options: BackupOptions::default(),
+    })
+}
+
+fn refused(refusal: Refusal) -> Stop {
+    Stop::Aborted(problem("postgres-unavailable", refusal.to_string(), &[]))
+}

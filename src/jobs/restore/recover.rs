@@ -1,0 +1,245 @@
+//! Following a fenced server to the end of its recovery, and promoting it.
+//!
+//! Without a target the end is where WAL stops: the server waits for a segment that nobody has.
+//! The same waiting, for a segment that the archive has or should have, is a gap; then it goes on
+//! waiting, and says for what.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::super::worker::problem;
+use super::{Run, Stop};
+use crate::domain::restore::{Phase, promoted};
+use crate::domain::{Lsn, WalSegment};
+use crate::pgbackrest::log::Level;
+use crate::postgres::client::{Connection, RecoveryFacts};
+use crate::postgres::state::ServerState;
+use crate::postgres::supervisor::{FencedStart, Order};
+use crate::process::inspect;
+
+/// How often recovery is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often what is waited for is said.
+const SAY_EVERY: Duration = Duration::from_secs(30);
+/// How long a standstill must last to count.
+const STANDSTILL: Duration = Duration::from_millis(300);
+/// How often a fenced server that leaves is started again.
+const STARTS: u32 = 3;
+
+/// What a server that waits for WAL waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    /// For a segment beyond everything there is: the end.
+    AtTheEnd,
+    /// For one that should be there.
+    AtGap(WalSegment),
+}
+
+/// A standstill: where, and since when.
+type Still = Option<(Option<Lsn>, Instant)>;
+
+impl Run<'_> {
+    /// Starts the server fenced, follows it to the end of the archive, looks, and promotes.
+    pub(super) async fn follow_recovery(&mut self) -> Result<(), Stop> {
+        let connection = self.recover_to_the_end().await?;
+        let facts = connection.recovery().await.map_err(|error| {
+            Stop::NeedsOperator(problem("postgres-unavailable", error.to_string(), &[]))
+        })?;
+        (self.result.replayed_lsn, self.result.last_commit_at) =
+            (facts.replayed, facts.last_commit_at);
+        self.enter(Phase::Verified).await?;
+        let text = format!(
+            "replayed to {}, last commit {}",
+            facts.replayed.map_or("-".to_owned(), |lsn| lsn.to_string()),
+            facts.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string())
+        );
+        self.recorder.say(Level::Info, text).await;
+        self.promote(&connection).await
+    }
+
+    async fn recover_to_the_end(&mut self) -> Result<Connection, Stop> {
+        let mut starts = 0;
+        let mut connection: Option<Connection> = None;
+        let mut still: Still = None;
+        let mut said: Option<Instant> = None;
+        loop {
+            if self.context.shutdown.is_cancelled() {
+                return Err(Stop::Later);
+            }
+            let status = self.context.postgres.status();
+            match status.state {
+                ServerState::Down | ServerState::Failed | ServerState::BackingOff => {
+                    connection = None;
+                    if starts >= STARTS || status.state == ServerState::Failed && starts > 0 {
+                        let reason = status.reason.unwrap_or_default();
+                        return Err(Stop::NeedsOperator(problem(
+                            "recovery-failed",
+                            format!("PostgreSQL does not recover: {reason}"),
+                            &["Look at GET /api/v1/processes/postgres/log."],
+                        )));
+                    }
+                    starts += 1;
+                    self.start_fenced().await?;
+                }
+                ServerState::Ready => {
+                    return Err(Stop::NeedsOperator(problem(
+                        "recovery-failed",
+                        "PostgreSQL left recovery before anybody asked for it",
+                        &[],
+                    )));
+                }
+                ServerState::Starting | ServerState::Recovering | ServerState::Stopping => {}
+            }
+            if connection.is_none() && status.state == ServerState::Recovering {
+                connection = self.connect().await;
+            }
+            let facts = match &connection {
+                Some(open) => open.recovery().await.ok(),
+                None => None,
+            };
+            if let Some(facts) = facts {
+                self.tell_progress(&facts).await;
+                match self.standstill(&facts, &mut still) {
+                    Some(Waiting::AtTheEnd) => {
+                        if let Some(connection) = connection {
+                            return Ok(connection);
+                        }
+                    }
+                    Some(Waiting::AtGap(segment)) => {
+                        if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+                            said = Some(Instant::now());
+                            self.say_gap(segment).await;
+                        }
+                    }
+                    None => {}
+                }
+            } else {
+                connection = None;
+                still = None;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn start_fenced(&mut self) -> Result<(), Stop> {
+        let timeline = self.journal.timeline;
+        let fenced = FencedStart {
+            timeline: timeline.map_or_else(|| "latest".to_owned(), |t| t.to_string()),
+            setting_floors: self.journal.setting_floors.clone(),
+        };
+        self.order(Order::StartFenced(fenced)).await.map_err(|refusal| {
+            Stop::NeedsOperator(problem("postgres-unavailable", refusal.to_string(), &[]))
+        })
+    }
+
+    /// Whether the server waits for WAL, has for a while, and for which.
+    fn standstill(&self, facts: &RecoveryFacts, still: &mut Still) -> Option<Waiting> {
+        if !facts.waits_for_wal {
+            // Between two tries it runs restore_command; that alone is no progress.
+            if still.is_some_and(|(at, _)| at != facts.replayed) {
+                *still = None;
+            }
+            return None;
+        }
+        let (at, since) = still.get_or_insert((facts.replayed, Instant::now()));
+        if *at != facts.replayed {
+            *still = Some((facts.replayed, Instant::now()));
+            return None;
+        }
+        if since.elapsed() < STANDSTILL {
+            return None;
+        }
+        let title = inspect::title(facts.startup_pid?)?;
+        let size = self.segment_size();
+        let wanted = wanted_segment(&title, |name| WalSegment::parse(name, size).ok())?;
+        let end = self.journal.archived_until.as_deref();
+        let end = end.and_then(|name| WalSegment::parse(name, size).ok());
+        // By position, whatever the timeline: a recovery that crosses timelines names both.
+        Some(match end {
+            Some(end) if wanted.number() <= end.number() => Waiting::AtGap(wanted),
+            Some(_) | None => Waiting::AtTheEnd,
+        })
+    }
+
+    async fn tell_progress(&mut self, facts: &RecoveryFacts) {
+        let size = self.segment_size();
+        let end = self.journal.archived_until.as_deref();
+        let end = end.and_then(|name| WalSegment::parse(name, size).ok()).map(|s| s.end());
+        let Some(replayed) = facts.replayed else { return };
+        let start = *self.first_replayed.get_or_insert(replayed);
+        self.recorder
+            .progress(|progress| {
+                progress.bytes_done = Some(replayed.bytes_since(start));
+                progress.bytes_total = end.map(|end| end.bytes_since(start));
+                let commit = facts.last_commit_at.map_or(String::new(), |at| format!(", {at}"));
+                progress.phase = Some(format!("recovering: replayed to {replayed}{commit}"));
+            })
+            .await;
+    }
+
+    async fn say_gap(&mut self, segment: WalSegment) {
+        let text = format!(
+            "waiting for WAL {segment}, which the archive should have and does not: recovery goes \
+             on as soon as it is back, and nothing is promoted without it"
+        );
+        self.recorder.progress(|p| p.phase = Some(format!("waiting for WAL {segment}"))).await;
+        self.recorder.say(Level::Warn, text).await;
+    }
+
+    /// Promotes, and believes it only when the control data shows it.
+    async fn promote(&mut self, connection: &Connection) -> Result<(), Stop> {
+        if self.journal.timeline.is_none() {
+            // PGDATA was lost: only now is it known which timeline was recovered.
+            self.journal.timeline = self.control().await.map(|control| control.timeline);
+        }
+        self.enter(Phase::Promoting).await?;
+        connection.promote().await.map_err(|error| {
+            Stop::NeedsOperator(problem("recovery-failed", error.to_string(), &[]))
+        })?;
+        let control = self.control().await.map(|control| control.facts());
+        match control {
+            Some(facts) if facts.out_of_recovery && promoted(&self.journal, facts) => {
+                self.result.timeline = Some(facts.timeline);
+                Ok(())
+            }
+            Some(_) | None => Err(Stop::NeedsOperator(problem(
+                "recovery-failed",
+                "PostgreSQL was promoted, but its control data does not show a new timeline",
+                &[],
+            ))),
+        }
+    }
+}
+
+/// The segment in the title of a startup process that waits.
+fn wanted_segment(
+    title: &str,
+    parse: impl Fn(&str) -> Option<WalSegment>,
+) -> Option<WalSegment> {
+    let (_, wanted) = title.split_once("waiting for ")?;
+    parse(wanted.split_whitespace().next()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::SegmentSize;
+
+    #[test]
+    fn titles() {
+        let parse = |name: &str| WalSegment::parse(name, SegmentSize::DEFAULT).ok();
+        let cases = [
+            // Seen with 15, 17 and 18; the kernel pads with blanks.
+            ("postgres: startup waiting for 00000001000000000000000E   ", Some(14)),
+            ("postgres: main: startup waiting for 00000001000000000000000E", Some(14)),
+            ("postgres: startup recovering 00000001000000000000000E", None),
+            ("postgres: startup waiting for something", None),
+            ("", None),
+        ];
+        for (title, expect) in cases {
+            let number = wanted_segment(title, parse).map(|segment| segment.number());
+            assert_eq!(number, expect, "{title:?}");
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The WAL that the archive does not have: pushed, or kept aside and put back.
+//!
+//! A delta restore empties `pg_wal`, and with it commits that nobody else has. What cannot be
+//! pushed (above all the unfinished last segment of a server that crashed) is kept in the state
+//! directory and put back before recovery, which reads it after the archive's end (PostgreSQL
+//! manual, 26.3.5 "Recovering Using a Continuous Archive Backup", step 7).
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::super::journal::sync_directory;
+use super::super::worker::problem;
+use super::{Run, Stop, prepare};
+use crate::clock;
+use crate::domain::restore::UndoPoint;
+use crate::domain::{SegmentSize, WalSegment};
+use crate::pgbackrest::command::ArchivePush;
+use crate::pgbackrest::log::Level;
+use crate::postgres::state::ServerState;
+
+/// How long the last commit may take to reach the archive while the server still runs. Draining
+/// takes care of what does not.
+const ARCHIVE_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Run<'_> {
+    /// Commits, names the moment and has it archived, so that an undo can go back to it. The data
+    /// does not depend on it.
+    pub(super) async fn safe_point(&mut self) {
+        let status = self.context.postgres.status();
+        if status.state != ServerState::Ready {
+            let text = format!("PostgreSQL is {}: no restore point is made", status.state);
+            return self.recorder.say(Level::Warn, text).await;
+        }
+        let Some(connection) = self.connect().await else {
+            return self.recorder.say(Level::Warn, "cannot connect: no restore point").await;
+        };
+        let name = format!("headrest_{}", self.journal.id);
+        match connection.safe_point(&name).await {
+            Ok((timeline, lsn, segment)) => {
+                let point = UndoPoint { timeline, lsn, name, at: clock::now() };
+                self.journal.undo_point = Some(point);
+                if status.archiver.is_some_and(|archiver| archiver.is_failing()) {
+                    let text = "archiving fails at present; the WAL is saved after the stop";
+                    return self.recorder.say(Level::Warn, text).await;
+                }
+                let deadline = tokio::time::Instant::now() + ARCHIVE_PATIENCE;
+                while tokio::time::Instant::now() < deadline && !self.cancel.is_cancelled() {
+                    match connection.last_archived_wal().await {
+                        Ok(Some(last)) if last.get(8..24) >= segment.get(8..24) => return,
+                        _ => sleep(Duration::from_millis(20)).await,
+                    }
+                }
+                let text = format!("WAL segment {segment} did not reach the archive in time");
+                self.recorder.say(Level::Warn, text).await;
+            }
+            Err(error) => {
+                self.recorder.say(Level::Warn, format!("no restore point: {error}")).await;
+            }
+        }
+    }
+
+    /// Saves what only `pg_wal` has. The server is down.
+    pub(super) async fn drain(&mut self) -> Result<(), Stop> {
+        let control = self.control().await;
+        let control = control.filter(|_| self.journal.inherited_from.is_none());
+        if let Some(control) = &control {
+            self.journal.timeline = Some(control.timeline);
+            self.journal.segment_bytes = Some(control.segment_size.get());
+            self.journal.setting_floors.clone_from(&control.setting_floors);
+        }
+        let size = self.segment_size();
+        let wal = PgWal::read(&self.side.data_dir.join("pg_wal"), size);
+        let wal = match wal {
+            Ok(wal) => wal,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.recorder.say(Level::Warn, "there is no pg_wal: nothing can be saved").await;
+                PgWal::default()
+            }
+            Err(error) => return Err(unsaved(format!("cannot read pg_wal: {error}"))),
+        };
+        let mut pushed = Vec::new();
+        let mut unpushed = Vec::new();
+        for path in &wal.ready {
+            if unpushed.is_empty() && self.push(path).await {
+                pushed.push(path);
+            } else {
+                // Later ones would only fail the same way.
+                unpushed.push(path.clone());
+            }
+        }
+        let end = prepare::archive_end(self.context, control.as_ref(), &self.journal, size).await;
+        let pushed_end = pushed.iter().filter_map(|path| segment_of(path, size));
+        let end = end.into_iter().chain(pushed_end).max_by_key(WalSegment::number);
+        let end = match unpushed.iter().filter_map(|path| segment_of(path, size)).min() {
+            // What could not be pushed is certainly not in the archive.
+            Some(first) => end.filter(|end| end.number() < first.number()),
+            None => end,
+        };
+        self.journal.archived_until = end.map(|segment| segment.to_string());
+        let mut keep = wal.without_status;
+        keep.extend(unpushed);
+        if !keep.is_empty() {
+            self.keep(&keep).map_err(|error| {
+                unsaved(format!("cannot keep WAL that is not in the archive: {error}"))
+            })?;
+            let text = format!("kept {} WAL segments that are not in the archive", keep.len());
+            self.recorder.say(Level::Info, text).await;
+        }
+        Ok(())
+    }
+
+    async fn push(&mut self, segment: &Path) -> bool {
+        let shown = segment.display().to_string();
+        let invocation = ArchivePush { stanza: &self.journal.stanza, segment: &shown }.invocation();
+        let env = self.context.server_env(&self.journal.stanza);
+        let said = match self.context.tool.capture(&invocation, &env).await {
+            Ok(captured) if captured.end.is_success() => {
+                let name = segment.file_name().unwrap_or_default().display();
+                self.recorder.say(Level::Info, format!("archived {name}")).await;
+                return true;
+            }
+            Ok(captured) => {
+                let said = String::from_utf8_lossy(&captured.stdout).trim().to_owned();
+                format!("{}: {said} {}", captured.end, captured.stderr)
+            }
+            Err(error) => crate::telemetry::chain(&error),
+        };
+        self.recorder.say(Level::Warn, format!("cannot archive {shown}: {said}")).await;
+        false
+    }
+
+    /// Keeps segments in the state directory, durably.
+    fn keep(&mut self, segments: &[PathBuf]) -> io::Result<()> {
+        let directory = match &self.journal.kept_wal {
+            Some(directory) => directory.clone(),
+            None => self.context.journals.kept_wal_dir(&self.journal),
+        };
+        match fs::DirBuilder::new().mode(0o700).create(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        for segment in segments {
+            let Some(name) = segment.file_name() else { continue };
+            copy_durably(segment, &directory.join(name))?;
+        }
+        sync_directory(&directory)?;
+        self.journal.kept_wal = Some(directory);
+        Ok(())
+    }
+
+    /// Puts the kept segments into the restored `pg_wal`. Can be done again.
+    pub(super) fn place_kept_wal(&self) -> Result<(), String> {
+        let Some(kept) = &self.journal.kept_wal else { return Ok(()) };
+        let pg_wal = self.side.data_dir.join("pg_wal");
+        let place = || -> io::Result<()> {
+            for entry in fs::read_dir(kept)? {
+                let entry = entry?;
+                let to = pg_wal.join(entry.file_name());
+                let size = entry.metadata()?.len();
+                // A copy, never a link: the server will write to its own.
+                if !fs::metadata(&to).is_ok_and(|there| there.len() == size) {
+                    copy_durably(&entry.path(), &to)?;
+                }
+            }
+            sync_directory(&pg_wal)
+        };
+        place().map_err(|error| {
+            format!("cannot put the kept WAL of {} into pg_wal: {error}", kept.display())
+        })
+    }
+
+    /// The kept segments are not needed any more.
+    pub(super) fn forget_kept_wal(&mut self) {
+        if let Some(kept) = self.journal.kept_wal.take()
+            && let Err(error) = fs::remove_dir_all(&kept)
+        {
+            tracing::warn!("cannot remove {}: {error}", kept.display());
+        }
+    }
+
+    pub(super) fn segment_size(&self) -> SegmentSize {
+        let bytes = self.journal.segment_bytes;
+        bytes.and_then(|bytes| SegmentSize::try_from(bytes).ok()).unwrap_or_default()
+    }
+}
+
+/// What is in `pg_wal`, as far as the archive may not have it.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct PgWal {
+    /// Files whose turn to be archived has come, in order.
+    ready: Vec<PathBuf>,
+    /// Segments the archiver was not told of yet: above all the one being written.
+    without_status: Vec<PathBuf>,
+}
+
+impl PgWal {
+    fn read(pg_wal: &Path, size: SegmentSize) -> io::Result<Self> {
+        let mut found = Self::default();
+        let status = pg_wal.join("archive_status");
+        for entry in fs::read_dir(pg_wal)? {
+            let path = entry?.path();
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            let has = |ending: &str| status.join(format!("{name}{ending}")).exists();
+            if has(".ready") {
+                found.ready.push(path);
+            } else if !has(".done")
+                && let Ok(segment) = WalSegment::parse(name, size)
+                && begins_with_own_page(&path, segment)?
+            {
+                found.without_status.push(path);
+            }
+        }
+        // History files first ("0000000A.history" sorts before its segments), then in WAL order.
+        found.ready.sort();
+        found.without_status.sort();
+        Ok(found)
+    }
+}
+
+/// Whether a segment was written to: a recycled one still begins with the page of its former life
+/// (`XLogPageHeaderData`: magic, info, timeline, then the page's own address at byte 8).
+fn begins_with_own_page(path: &Path, segment: WalSegment) -> io::Result<bool> {
+    let mut header = [0; 16];
+    let mut file = File::open(path)?;
+    match file.read_exact(&mut header) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    let timeline = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
+    let mut address = [0; 8];
+    address.copy_from_slice(&header[8..]);
+    let address = u64::from_ne_bytes(address);
+    Ok(timeline == segment.timeline().get() && address == segment.start().get())
+}
+
+/// Copies a file so that it is there whole or not at all, also after a power failure.
+fn copy_durably(from: &Path, to: &Path) -> io::Result<()> {
+    let mut temporary = to.as_os_str().to_owned();
+    temporary.push(".headrest-tmp");
+    let temporary = PathBuf::from(temporary);
+    fs::copy(from, &temporary)?;
+    File::open(&temporary)?.sync_all()?;
+    fs::rename(&temporary, to)
+}
+
+fn segment_of(path: &Path, size: SegmentSize) -> Option<WalSegment> {
+    WalSegment::parse(path.file_name()?.to_str()?, size).ok()
+}
+
+fn unsaved(message: String) -> Stop {
+    Stop::Aborted(problem(
+        "wal-not-saved",
+        message,
+        &[
+            "Going on would lose commits. Free space in the state directory, or make archiving \
+             work, then restore again.",
+        ],
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write_segment(path: &Path, timeline: u32, address: u64) {
+        let mut page = vec![0u8; 8192];
+        page[4..8].copy_from_slice(&timeline.to_ne_bytes());
+        page[8..16].copy_from_slice(&address.to_ne_bytes());
+        fs::write(path, page).unwrap();
+    }
+
+    #[test]
+    fn only_what_the_archive_does_not_have_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("archive_status")).unwrap();
+        let size = SegmentSize::DEFAULT;
+        let address = |number: u64| number * size.get();
+        write_segment(&at("000000010000000000000003"), 1, address(3));
+        fs::write(at("archive_status/000000010000000000000003.done"), "").unwrap();
+        write_segment(&at("000000010000000000000004"), 1, address(4));
+        fs::write(at("archive_status/000000010000000000000004.ready"), "").unwrap();
+        write_segment(&at("000000010000000000000005"), 1, address(5));
+        // Recycled, not yet written to.
+        write_segment(&at("000000010000000000000006"), 1, address(2));
+        fs::write(at("00000002.history"), "1\t0/5000000\tno recovery target specified\n").unwrap();
+        fs::write(at("archive_status/00000002.history.ready"), "").unwrap();
+        let found = PgWal::read(dir.path(), size).unwrap();
+        assert_eq!(found.ready, [at("000000010000000000000004"), at("00000002.history")]);
+        assert_eq!(found.without_status, [at("000000010000000000000005")]);
+    }
+
+    #[test]
+    fn copies_are_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("a"), dir.path().join("b"));
+        fs::write(&from, "data").unwrap();
+        copy_durably(&from, &to).unwrap();
+        assert_eq!(fs::read(&to).unwrap(), b"data");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}

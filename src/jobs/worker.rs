@@ -1,0 +1,310 @@
+//! Carrying out the jobs that are one pgbackrest command: backup, check, stanza-create.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::catalog::{Freshness, Observation};
+use super::context::Context;
+use super::recorder::Recorder;
+use crate::domain::job::{
+    BackupResult, BackupSpec, JobError, JobResult, JobSpec, Outcome,
+};
+use crate::domain::{BackupLabel, BackupType, StanzaName};
+use crate::pgbackrest::command::{Backup, Check, Invocation, StanzaCreate};
+use crate::pgbackrest::exit::{self, Context as ExitContext};
+use crate::pgbackrest::info::{self, BackupKind};
+use crate::pgbackrest::log::Level;
+use crate::pgbackrest::runner::Stopping;
+use crate::process::{End, SpawnError};
+
+/// How often a running backup's size is asked for, where `info` knows it.
+const SIZE_EVERY: Duration = Duration::from_secs(2);
+
+/// How carrying out a job ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Ended {
+    /// How; `None` when it goes on at the next start of Headrest.
+    pub(super) outcome: Option<Outcome>,
+    pub(super) result: Option<JobResult>,
+    pub(super) error: Option<JobError>,
+    /// What should be done next.
+    pub(super) follow_up: Option<JobSpec>,
+}
+
+impl Ended {
+    pub(super) fn with(outcome: Outcome) -> Self {
+        Self { outcome: Some(outcome), result: None, error: None, follow_up: None }
+    }
+
+    pub(super) fn failed(error: JobError) -> Self {
+        Self { error: Some(error), ..Self::with(Outcome::Failed) }
+    }
+}
+
+/// An error of our own making.
+pub(super) fn problem(code: &str, message: impl Into<String>, hints: &[&str]) -> JobError {
+    JobError {
+        code: code.to_owned(),
+        exit_code: None,
+        exit_name: None,
+        message: message.into(),
+        hints: hints.iter().map(|hint| (*hint).to_owned()).collect(),
+        retryable: false,
+    }
+}
+
+pub(super) async fn backup(
+    context: &Context,
+    spec: &BackupSpec,
+    recorder: &mut Recorder,
+    cancel: &CancellationToken,
+) -> Ended {
+    let before = known_labels(context.catalog.observe(&spec.stanza, Freshness::New).await.ok());
+    let invocation = Backup {
+        stanza: &spec.stanza,
+        repo: spec.repo,
+        backup_type: spec.backup_type,
+        annotations: &spec.annotations,
+        options: &spec.options,
+    }
+    .invocation();
+    let (sizes, _stop_sizes) = follow_sizes(context, &spec.stanza);
+    let run = command(context, &spec.stanza, &invocation, recorder, cancel, sizes);
+    let ended = run.await;
+    let after = context.catalog.observe(&spec.stanza, Freshness::New).await;
+    match judge(context, ExitContext::Backup, ended, recorder, cancel) {
+        Err(ended) => ended,
+        Ok(()) => match after {
+            Ok(seen) => finished_backup(spec, &before, &seen, recorder).await,
+            Err(error) => Ended {
+                error: Some(problem(
+                    "repository-unavailable",
+                    format!("the backup ended well, but then: {error}"),
+                    &["Look at GET /api/v1/stanzas/STANZA/backups."],
+                )),
+                ..Ended::with(Outcome::Warned)
+            },
+        },
+    }
+}
+
+pub(super) async fn check(
+    context: &Context,
+    stanza: &StanzaName,
+    recorder: &mut Recorder,
+    cancel: &CancellationToken,
+) -> Ended {
+    let invocation = Check { stanza }.invocation();
+    let ended = command(context, stanza, &invocation, recorder, cancel, None).await;
+    match judge(context, ExitContext::Check, ended, recorder, cancel) {
+        Ok(()) => Ended::with(Outcome::Succeeded),
+        Err(ended) => ended,
+    }
+}
+
+pub(super) async fn stanza_create(
+    context: &Context,
+    stanza: &StanzaName,
+    recorder: &mut Recorder,
+    cancel: &CancellationToken,
+) -> Ended {
+    let invocation = StanzaCreate { stanza }.invocation();
+    let ended = command(context, stanza, &invocation, recorder, cancel, None).await;
+    // What the repository holds has changed, whatever came of it.
+    let _ = context.catalog.observe(stanza, Freshness::New).await;
+    match judge(context, ExitContext::StanzaCreate, ended, recorder, cancel) {
+        Ok(()) => Ended::with(Outcome::Succeeded),
+        Err(ended) => ended,
+    }
+}
+
+type Sizes = tokio::sync::mpsc::Receiver<(u64, u64)>;
+
+/// Asks `info` for the sizes of a running backup, where the version tells them (2.48 and later).
+fn follow_sizes(
+    context: &Context,
+    stanza: &StanzaName,
+) -> (Option<Sizes>, Option<tokio_util::sync::DropGuard>) {
+    if !context.version.as_ref().is_some_and(|version| version.reports_lock_size()) {
+        return (None, None);
+    }
+    let (tell, sizes) = tokio::sync::mpsc::channel(1);
+    let (catalog, stanza) = (context.catalog.clone(), stanza.clone());
+    let stop = CancellationToken::new();
+    let guard = stop.clone().drop_guard();
+    tokio::spawn(stop.run_until_cancelled_owned(async move {
+        loop {
+            tokio::time::sleep(SIZE_EVERY).await;
+            let Ok(seen) = catalog.observe(&stanza, Freshness::Within(SIZE_EVERY / 2)).await else {
+                continue;
+            };
+            let lock = &seen.stanza.status.lock.backup;
+            if let Some(sizes) = lock.size_complete_bytes.zip(lock.size_bytes)
+                && tell.send(sizes).await.is_err()
+            {
+                return;
+            }
+        }
+    }));
+    (Some(sizes), Some(guard))
+}
+
+/// Runs a command for a job.
+async fn command(
+    context: &Context,
+    stanza: &StanzaName,
+    invocation: &Invocation,
+    recorder: &mut Recorder,
+    cancel: &CancellationToken,
+    sizes: Option<Sizes>,
+) -> Result<End, SpawnError> {
+    recorder.next_command();
+    let stop = cancel.child_token();
+    let stopping = Stopping { cancel: stop.clone(), hurry: context.hurry.clone() };
+    let env = context.server_env(stanza);
+    let mut sink = super::recorder::WithSizes { recorder, sizes };
+    let run = context.tool.follow(invocation, &env, None, &stopping, &mut sink);
+    tokio::pin!(run);
+    let shutdown = async {
+        context.shutdown.cancelled().await;
+        stop.cancel();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ended = &mut run => ended,
+        () = shutdown => Ok(End::Unseen),
+    }
+}
+
+/// Says what an ending means; `Ok` when the command succeeded.
+pub(super) fn judge(
+    context: &Context,
+    what: ExitContext,
+    ended: Result<End, SpawnError>,
+    recorder: &Recorder,
+    cancel: &CancellationToken,
+) -> Result<(), Ended> {
+    let heard = &recorder.heard;
+    let end = match ended {
+        Ok(end) if end.is_success() => return Ok(()),
+        Ok(end) => end,
+        Err(error) => {
+            return Err(Ended::failed(problem(
+                "pgbackrest-not-started",
+                error.explain(),
+                &["Install pgBackRest, or correct pgbackrest.bin in Headrest's configuration."],
+            )));
+        }
+    };
+    if cancel.is_cancelled() {
+        let message = format!("cancelled; pgbackrest {end}");
+        let error = JobError { retryable: true, ..problem("cancelled", message, &[]) };
+        return Err(Ended { error: Some(error), ..Ended::with(Outcome::Cancelled) });
+    }
+    if context.shutdown.is_cancelled() {
+        let message = format!("Headrest was stopped while it ran; pgbackrest {end}");
+        let error = JobError { retryable: true, ..problem("interrupted", message, &[]) };
+        return Err(Ended { error: Some(error), ..Ended::with(Outcome::Interrupted) });
+    }
+    Err(Ended::failed(error_of(what, end, heard)))
+}
+
+/// The problem behind an exit code, in pgBackRest's words where it said any.
+pub(super) fn error_of(what: ExitContext, end: End, heard: &super::recorder::Heard) -> JobError {
+    let said = heard.error.as_ref().map(|(_, message)| message.clone());
+    let said = said.or_else(|| heard.stderr.last().cloned());
+    match end {
+        End::Exited(code) => {
+            let known = exit::lookup(i32::from(code), what);
+            let known = said.as_deref().map_or(known, |message| known.refine(message));
+            let mut hints = heard.error_details.clone();
+            hints.push(known.hint.to_owned());
+            JobError {
+                code: known.problem.as_str().to_owned(),
+                exit_code: Some(i32::from(code)),
+                exit_name: Some(known.name.to_owned()),
+                message: said.unwrap_or_else(|| format!("pgbackrest {end}")),
+                hints,
+                retryable: known.retryable,
+            }
+        }
+        End::Signalled { .. } | End::Unseen => JobError {
+            retryable: true,
+            ..problem(
+                "interrupted",
+                format!("pgbackrest {end}"),
+                &["Somebody or the kernel (out of memory?) ended it; look at the system's log."],
+            )
+        },
+    }
+}
+
+fn known_labels(seen: Option<std::sync::Arc<Observation>>) -> BTreeSet<BackupLabel> {
+    seen.map(|seen| seen.stanza.backups.iter().map(|backup| backup.label.clone()).collect())
+        .unwrap_or_default()
+}
+
+/// Finds the new backup in `info`: log lines only say where to look first.
+async fn finished_backup(
+    spec: &BackupSpec,
+    before: &BTreeSet<BackupLabel>,
+    seen: &Observation,
+    recorder: &mut Recorder,
+) -> Ended {
+    let backups = &seen.stanza.backups;
+    let named = recorder.heard.new_label.clone();
+    let new = backups
+        .iter()
+        .find(|backup| Some(&backup.label) == named.as_ref())
+        .or_else(|| {
+            let new = backups.iter().filter(|backup| !before.contains(&backup.label));
+            new.max_by_key(|backup| backup.stopped_at)
+        });
+    let Some(backup) = new else {
+        return Ended {
+            error: Some(problem(
+                "backup-not-listed",
+                "pgbackrest ended well, but info lists no new backup",
+                &["Look at the job's log and at `pgbackrest info`."],
+            )),
+            ..Ended::with(Outcome::Warned)
+        };
+    };
+    let result = result_of(backup, spec.backup_type);
+    let mut warnings = Vec::new();
+    if result.backup_type != spec.backup_type {
+        warnings.push(format!(
+            "a {} was asked for and a {} was made, because there was no backup to build upon",
+            spec.backup_type, result.backup_type
+        ));
+    }
+    if result.page_errors {
+        warnings.push("page checksum errors were found in the database; see the log".to_owned());
+    }
+    for warning in &warnings {
+        recorder.say(Level::Warn, warning.clone()).await;
+    }
+    let outcome = if warnings.is_empty() { Outcome::Succeeded } else { Outcome::Warned };
+    let code = if result.page_errors { "page-checksum-errors" } else { "became-full" };
+    let error = (!warnings.is_empty()).then(|| problem(code, warnings.join("; "), &[]));
+    Ended { result: Some(JobResult::Backup(result)), error, ..Ended::with(outcome) }
+}
+
+fn result_of(backup: &info::Backup, wanted: BackupType) -> BackupResult {
+    BackupResult {
+        label: backup.label.clone(),
+        backup_type: match backup.kind {
+            BackupKind::Known(known) => known,
+            BackupKind::Other(_) => wanted,
+        },
+        repo: backup.repo_key,
+        size_bytes: backup.size_bytes,
+        delta_bytes: backup.delta_bytes,
+        repo_delta_bytes: backup.repo_delta_bytes,
+        page_errors: backup.error == Some(true),
+        started_at: backup.started_at,
+        stopped_at: backup.stopped_at,
+    }
+}

@@ -1,0 +1,293 @@
+//! One type per pgBackRest subcommand; each becomes an [`Invocation`], which is a value.
+//!
+//! Pure: this is where every command line is built, nothing is run here. Only options that the
+//! subcommand knows stand on its command line (an unknown one is an error there); what all share
+//! goes by the environment, see [`super::conf`].
+
+use crate::domain::backup::{BackupLabel, BackupType};
+use crate::domain::job::BackupOptions;
+use crate::domain::{Annotations, RepoKey, StanzaName};
+
+/// A pgBackRest command line: arguments without the program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invocation {
+    /// The subcommand, for messages.
+    pub subcommand: &'static str,
+    /// Every argument, the subcommand last but for its parameters.
+    pub args: Vec<String>,
+}
+
+/// How much a command writes to its standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Console {
+    /// Every file, which is where progress comes from; a job's log keeps less.
+    Detail,
+    /// Nothing but the answer itself, so that JSON is not mixed with log lines.
+    Answer,
+}
+
+impl Console {
+    fn options(self) -> [&'static str; 3] {
+        // The default of log-level-stderr changed at 2.53: always said (pgbackrest.md, Traps).
+        match self {
+            Self::Detail => {
+                ["--log-level-console=detail", "--log-level-stderr=off", "--log-timestamp"]
+            }
+            Self::Answer => {
+                ["--log-level-console=off", "--log-level-stderr=warn", "--no-log-timestamp"]
+            }
+        }
+    }
+}
+
+fn build(
+    subcommand: &'static str,
+    stanza: &StanzaName,
+    console: Console,
+    options: impl IntoIterator<Item = String>,
+) -> Invocation {
+    let mut args = vec![format!("--stanza={stanza}")];
+    args.extend(options);
+    args.extend(console.options().map(str::to_owned));
+    args.push(subcommand.to_owned());
+    Invocation { subcommand, args }
+}
+
+fn switch(name: &str, on: bool) -> String {
+    if on { format!("--{name}") } else { format!("--no-{name}") }
+}
+
+/// `backup` (pgBackRest command reference, "Backup Command").
+#[derive(Debug, Clone)]
+pub struct Backup<'a> {
+    /// What to back up.
+    pub stanza: &'a StanzaName,
+    /// Where to; pgBackRest takes the first repository when not given.
+    pub repo: Option<RepoKey>,
+    /// The wanted type.
+    pub backup_type: BackupType,
+    /// Notes kept with the backup.
+    pub annotations: &'a Annotations,
+    /// Options of this run.
+    pub options: &'a BackupOptions,
+}
+
+impl Backup<'_> {
+    /// The command line.
+    pub fn invocation(&self) -> Invocation {
+        let mut options = vec![format!("--type={}", self.backup_type)];
+        options.extend(self.repo.map(|repo| format!("--repo={repo}")));
+        options.extend(self.options.process_max.map(|n| format!("--process-max={n}")));
+        options.extend(self.options.start_fast.map(|on| switch("start-fast", on)));
+        options.extend(self.options.checksum_page.map(|on| switch("checksum-page", on)));
+        // One argument each: whatever the value holds, it cannot become an option of its own.
+        options.extend(
+            self.annotations.iter().map(|(key, value)| format!("--annotation={key}={value}")),
+        );
+        build("backup", self.stanza, Console::Detail, options)
+    }
+}
+
+/// `restore` in place, into a server that recovers in standby mode.
+///
+/// Standby mode, because only there PostgreSQL waits at a missing WAL segment instead of taking
+/// it for the end of the archive and promoting (PostgreSQL manual, 27.2 "Log-Shipping Standby").
+#[derive(Debug, Clone)]
+pub struct RestoreInPlace<'a> {
+    /// What to restore.
+    pub stanza: &'a StanzaName,
+    /// From where.
+    pub repo: RepoKey,
+    /// The backup set, pinned.
+    pub set: &'a BackupLabel,
+}
+
+impl RestoreInPlace<'_> {
+    /// The command line.
+    pub fn invocation(&self) -> Invocation {
+        let options = [
+            format!("--repo={}", self.repo),
+            format!("--set={}", self.set),
+            "--delta".to_owned(),
+            "--type=standby".to_owned(),
+            // Links are part of the layout: without this a linked pg_wal becomes a directory.
+            "--link-all".to_owned(),
+        ];
+        build("restore", self.stanza, Console::Detail, options)
+    }
+}
+
+/// `check`.
+#[derive(Debug, Clone)]
+pub struct Check<'a> {
+    /// The stanza.
+    pub stanza: &'a StanzaName,
+}
+
+impl Check<'_> {
+    /// The command line.
+    pub fn invocation(&self) -> Invocation {
+        build("check", self.stanza, Console::Detail, None)
+    }
+}
+
+/// `stanza-create`.
+#[derive(Debug, Clone)]
+pub struct StanzaCreate<'a> {
+    /// The stanza.
+    pub stanza: &'a StanzaName,
+}
+
+impl StanzaCreate<'_> {
+    /// The command line.
+    pub fn invocation(&self) -> Invocation {
+        build("stanza-create", self.stanza, Console::Detail, None)
+    }
+}
+
+/// `info`, as JSON or as text.
+#[derive(Debug, Clone)]
+pub struct Info<'a> {
+    /// The stanza. Always given: without it a missing repository answers an empty list.
+    pub stanza: &'a StanzaName,
+    /// Only this set, with its databases, tablespaces and links.
+    pub set: Option<&'a BackupLabel>,
+    /// JSON for programs, text for people.
+    pub json: bool,
+}
+
+impl Info<'_> {
+    /// The command line.
+    pub fn invocation(&self) -> Invocation {
+        let mut options = vec![format!("--output={}", if self.json { "json" } else { "text" })];
+        options.extend(self.set.map(|label| format!("--set={label}")));
+        build("info", self.stanza, Console::Answer, options)
+    }
+}
+
+/// `archive-push` of one WAL segment, as the server's archiver would do it.
+#[derive(Debug, Clone)]
+pub struct ArchivePush<'a> {
+    /// The stanza.
+    pub stanza: &'a StanzaName,
+    /// The segment's absolute path.
+    pub segment: &'a str,
+}
+
+impl ArchivePush<'_> {
+    /// The command line.
+    pub fn invocation(&self) -> Invocation {
+        // Synchronous, whatever is configured: the answer must mean "it is in the archive".
+        let options = vec!["--no-archive-async".to_owned()];
+        let mut invocation = build("archive-push", self.stanza, Console::Detail, options);
+        invocation.args.push(self.segment.to_owned());
+        invocation
+    }
+}
+
+/// The `archive_command` of a supervised server, as PostgreSQL's shell will see it.
+pub fn archive_command(binary: &str, stanza: &StanzaName) -> String {
+    // PostgreSQL replaces %p and %f, so a % of the path itself is doubled (manual, 20.5.3).
+    let binary = shlex::try_quote(binary).map_or_else(|_| binary.into(), std::borrow::Cow::into_owned);
+    format!("{} --stanza={stanza} archive-push %p", binary.replace('%', "%%"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn main_stanza() -> StanzaName {
+        "main".parse().unwrap()
+    }
+
+    #[test]
+    fn backup_with_everything() {
+        let annotations = Annotations::parse(BTreeMap::from([
+            ("note".to_owned(), "--force".to_owned()),
+            ("ticket".to_owned(), "A=B; rm -rf /".to_owned()),
+        ]))
+        .unwrap();
+        let options = BackupOptions {
+            process_max: Some(4),
+            start_fast: Some(true),
+            checksum_page: Some(false),
+        };
+        let invocation = Backup {
+            stanza: &main_stanza(),
+            repo: Some(RepoKey::try_from(2).unwrap()),
+            backup_type: BackupType::Diff,
+            annotations: &annotations,
+            options: &options,
+        }
+        .invocation();
+        insta::assert_snapshot!(invocation.args.join("\n"), @r"
+        --stanza=main
+        --type=diff
+        --repo=2
+        --process-max=4
+        --start-fast
+        --no-checksum-page
+        --annotation=note=--force
+        --annotation=ticket=A=B; rm -rf /
+        --log-level-console=detail
+        --log-level-stderr=off
+        --log-timestamp
+        backup
+        ");
+    }
+
+    #[test]
+    fn restore_pins_set_and_repository() {
+        let invocation = RestoreInPlace {
+            stanza: &main_stanza(),
+            repo: RepoKey::try_from(1).unwrap(),
+            set: &"20261120-101500F_20261120-111500I".parse().unwrap(),
+        }
+        .invocation();
+        insta::assert_snapshot!(invocation.args.join("\n"), @r"
+        --stanza=main
+        --repo=1
+        --set=20261120-101500F_20261120-111500I
+        --delta
+        --type=standby
+        --link-all
+        --log-level-console=detail
+        --log-level-stderr=off
+        --log-timestamp
+        restore
+        ");
+    }
+
+    #[test]
+    fn the_others() {
+        let stanza = main_stanza();
+        let lines = [
+            Check { stanza: &stanza }.invocation(),
+            StanzaCreate { stanza: &stanza }.invocation(),
+            Info { stanza: &stanza, set: None, json: true }.invocation(),
+            ArchivePush { stanza: &stanza, segment: "/d/pg_wal/000000010000000000000001" }
+                .invocation(),
+        ]
+        .map(|invocation| invocation.args.join(" "))
+        .join("\n");
+        insta::assert_snapshot!(lines, @r"
+        --stanza=main --log-level-console=detail --log-level-stderr=off --log-timestamp check
+        --stanza=main --log-level-console=detail --log-level-stderr=off --log-timestamp stanza-create
+        --stanza=main --output=json --log-level-console=off --log-level-stderr=warn --no-log-timestamp info
+        --stanza=main --no-archive-async --log-level-console=detail --log-level-stderr=off --log-timestamp archive-push /d/pg_wal/000000010000000000000001
+        ");
+    }
+
+    #[test]
+    fn archive_command_survives_odd_paths() {
+        let cases = [
+            ("/usr/bin/pgbackrest", "/usr/bin/pgbackrest --stanza=main archive-push %p"),
+            ("/opt/100% ok/pgbackrest", "'/opt/100%% ok/pgbackrest' --stanza=main archive-push %p"),
+        ];
+        for (binary, expect) in cases {
+            assert_eq!(archive_command(binary, &main_stanza()), expect);
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Owning a PostgreSQL server: first start, supervision, and what is asked of it.
+//!
+//! [`supervisor`] is the one task that starts and stops it; everybody else holds a
+//! [`PostgresHandle`](supervisor::PostgresHandle). Knows nothing of jobs or HTTP.
+
+pub mod bootstrap;
+pub mod client;
+pub mod control;
+pub mod install;
+pub mod pgdata;
+pub mod state;
+pub mod stray;
+pub mod supervisor;
+pub mod tail;

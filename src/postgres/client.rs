@@ -1,0 +1,294 @@
+//! Queries to the supervised server, over its Unix socket.
+//!
+//! A handful of them, each with a time limit. Values come back as text (the simple protocol) and
+//! are parsed here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+use crate::domain::{Lsn, Timeline};
+
+/// How long connecting, or a look at the server, may take.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Where and as whom to connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// The directory of the socket.
+    pub socket_dir: PathBuf,
+    /// The port, which is part of the socket's name.
+    pub port: u16,
+    /// The database superuser.
+    pub user: String,
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub struct Connection {
+    client: Client,
+    driver: AbortHandle,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Why a query failed.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// The server refused, or the connection broke.
+    #[error("PostgreSQL: {}", describe(source))]
+    Server {
+        /// What was said.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// It did not answer in time.
+    #[error("PostgreSQL did not answer within {} s", patience.as_secs())]
+    TimedOut {
+        /// How long it was given.
+        patience: Duration,
+    },
+    /// It answered something unexpected.
+    #[error("PostgreSQL answered something unexpected to a query for {0}")]
+    Unexpected(&'static str),
+}
+
+fn describe(error: &tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(|| error.to_string(), |db| format!("{}: {}", db.severity(), db.message()))
+}
+
+/// What a look at the server shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Whether it is in recovery, so takes no writes.
+    pub in_recovery: bool,
+    /// `server_version`, e.g. `15.18 (Debian 15.18-0+deb12u1)`.
+    pub version: String,
+    /// The archiver's statistics.
+    pub archiver: ArchiverFacts,
+}
+
+/// `pg_stat_archiver`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ArchiverFacts {
+    /// Segments archived since the statistics began.
+    pub archived_count: u64,
+    /// The last one.
+    pub last_archived_wal: Option<String>,
+    /// When.
+    pub last_archived_at: Option<Timestamp>,
+    /// Failed attempts since the statistics began.
+    pub failed_count: u64,
+    /// The last segment that failed.
+    pub last_failed_wal: Option<String>,
+    /// When.
+    pub last_failed_at: Option<Timestamp>,
+}
+
+impl ArchiverFacts {
+    /// Whether the last attempt failed.
+    pub fn is_failing(&self) -> bool {
+        self.last_failed_at.is_some_and(|failed| self.last_archived_at.is_none_or(|ok| failed > ok))
+    }
+}
+
+/// How far a recovering server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecoveryFacts {
+    /// Whether it is still in recovery.
+    pub in_recovery: bool,
+    /// The last position that was replayed.
+    pub replayed: Option<Lsn>,
+    /// The commit time of the last transaction that was replayed.
+    pub last_commit_at: Option<Timestamp>,
+    /// The process that replays.
+    pub startup_pid: Option<i32>,
+    /// Whether it sleeps because no source had the WAL it needs.
+    pub waits_for_wal: bool,
+}
+
+impl Connection {
+    /// Connects. `lost` is notified when the connection ends, from whichever side.
+    pub async fn open(
+        address: &Address,
+        lost: impl FnOnce() + Send + 'static,
+    ) -> Result<Self, QueryError> {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host_path(&address.socket_dir)
+            .port(address.port)
+            .user(&address.user)
+            .dbname("postgres")
+            .application_name("headrest");
+        let connecting = timeout(PATIENCE, config.connect(NoTls)).await;
+        let (client, driver) = connecting
+            .map_err(|_| QueryError::TimedOut { patience: PATIENCE })?
+            .map_err(|source| QueryError::Server { source })?;
+        let driver = tokio::spawn(async move {
+            // Why it ended is seen by whoever queries next.
+            let _ = driver.await;
+            lost();
+        });
+        Ok(Self { client, driver: driver.abort_handle() })
+    }
+
+    /// A look at the server.
+    pub async fn facts(&self) -> Result<Facts, QueryError> {
+        let row = self
+            .row(
+                "SELECT pg_is_in_recovery(), current_setting('server_version'), archived_count, \
+                 last_archived_wal, extract(epoch FROM last_archived_time) * 1000000, \
+                 failed_count, last_failed_wal, extract(epoch FROM last_failed_time) * 1000000 \
+                 FROM pg_stat_archiver",
+                PATIENCE,
+            )
+            .await?;
+        Ok(Facts {
+            in_recovery: row.is_true(0),
+            version: row.text(1).unwrap_or_default(),
+            archiver: ArchiverFacts {
+                archived_count: row.parse(2).unwrap_or(0),
+                last_archived_wal: row.text(3),
+                last_archived_at: row.micros(4),
+                failed_count: row.parse(5).unwrap_or(0),
+                last_failed_wal: row.text(6),
+                last_failed_at: row.micros(7),
+            },
+        })
+    }
+
+    /// How far recovery is.
+    pub async fn recovery(&self) -> Result<RecoveryFacts, QueryError> {
+        let row = self
+            .row(
+                "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn(), \
+                 extract(epoch FROM pg_last_xact_replay_timestamp()) * 1000000, \
+                 (SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'), \
+                 (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup')",
+                PATIENCE,
+            )
+            .await?;
+        Ok(RecoveryFacts {
+            in_recovery: row.is_true(0),
+            replayed: row.parse(1),
+            last_commit_at: row.micros(2),
+            startup_pid: row.parse(3),
+            waits_for_wal: row.text(4).is_some_and(|event| event == "RecoveryRetrieveRetryInterval"),
+        })
+    }
+
+    /// Commits a transaction that leaves a trace in the WAL, names the moment, and switches to a
+    /// new segment, so that everything until now can be archived. Answers the timeline, the
+    /// position of the restore point and the segment that must reach the archive.
+    pub async fn safe_point(&self, name: &str) -> Result<(Timeline, Lsn, String), QueryError> {
+        // The name is ours: a fixed prefix and a UUID. Checked all the same.
+        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-') {
+            return Err(QueryError::Unexpected("a restore point's name"));
+        }
+        self.row("SELECT pg_current_xact_id()", PATIENCE).await?;
+        let row = self
+            .row(
+                &format!(
+                    "SELECT p, pg_walfile_name(p), (SELECT timeline_id FROM \
+                     pg_control_checkpoint()) FROM pg_create_restore_point('{name}') AS p"
+                ),
+                PATIENCE,
+            )
+            .await?;
+        let lsn = row.parse(0).ok_or(QueryError::Unexpected("a restore point"))?;
+        let segment = row.text(1).ok_or(QueryError::Unexpected("a WAL segment's name"))?;
+        let timeline = row.parse(2).ok_or(QueryError::Unexpected("the timeline"))?;
+        self.row("SELECT pg_switch_wal()", PATIENCE).await?;
+        Ok((timeline, lsn, segment))
+    }
+
+    /// The last segment that was archived.
+    pub async fn last_archived_wal(&self) -> Result<Option<String>, QueryError> {
+        Ok(self.row("SELECT last_archived_wal FROM pg_stat_archiver", PATIENCE).await?.text(0))
+    }
+
+    /// Promotes a standby, waits until it takes writes, and makes that durable.
+    pub async fn promote(&self) -> Result<(), QueryError> {
+        let patience = Duration::from_mins(10);
+        let row = self.row("SELECT pg_promote(true, 590)", patience).await?;
+        if !row.is_true(0) {
+            return Err(QueryError::Unexpected("a promotion"));
+        }
+        // Until this checkpoint a crash would come up on the old timeline (restore.md).
+        self.execute("CHECKPOINT", Duration::from_hours(1)).await
+    }
+
+    /// Takes the settings that a restore left in `postgresql.auto.conf` out again.
+    pub async fn reset_recovery_settings(&self) -> Result<Vec<String>, QueryError> {
+        let rows = self
+            .rows(
+                "SELECT DISTINCT name FROM pg_file_settings WHERE sourcefile = \
+                 current_setting('data_directory') || '/postgresql.auto.conf' AND (name = \
+                 'restore_command' OR name LIKE 'recovery\\_target%')",
+                PATIENCE,
+            )
+            .await?;
+        let names: Vec<String> = rows.iter().filter_map(|row| row.text(0)).collect();
+        for name in &names {
+            self.execute(&format!("ALTER SYSTEM RESET {name}"), PATIENCE).await?;
+        }
+        if !names.is_empty() {
+            self.execute("SELECT pg_reload_conf()", PATIENCE).await?;
+        }
+        Ok(names)
+    }
+
+    async fn row(&self, sql: &str, patience: Duration) -> Result<TextRow, QueryError> {
+        let first = self.rows(sql, patience).await?.into_iter().next();
+        first.ok_or(QueryError::Unexpected("one row"))
+    }
+
+    async fn execute(&self, sql: &str, patience: Duration) -> Result<(), QueryError> {
+        self.rows(sql, patience).await.map(drop)
+    }
+
+    async fn rows(&self, sql: &str, patience: Duration) -> Result<Vec<TextRow>, QueryError> {
+        let messages = timeout(patience, self.client.simple_query(sql))
+            .await
+            .map_err(|_| QueryError::TimedOut { patience })?
+            .map_err(|source| QueryError::Server { source })?;
+        let rows = messages.into_iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(TextRow(
+                (0..row.len()).map(|column| row.get(column).map(str::to_owned)).collect(),
+            )),
+            _ => None,
+        });
+        Ok(rows.collect())
+    }
+}
+
+struct TextRow(Vec<Option<String>>);
+
+impl TextRow {
+    fn text(&self, column: usize) -> Option<String> {
+        self.0.get(column).cloned().flatten()
+    }
+
+    fn parse<T: std::str::FromStr>(&self, column: usize) -> Option<T> {
+        self.text(column)?.parse().ok()
+    }
+
+    fn is_true(&self, column: usize) -> bool {
+        self.text(column).as_deref() == Some("t")
+    }
+
+    /// Microseconds since 1970, as PostgreSQL's numeric prints them.
+    fn micros(&self, column: usize) -> Option<Timestamp> {
+        let text = self.text(column)?;
+        let whole = text.split_once('.').map_or(text.as_str(), |(whole, _)| whole);
+        Timestamp::from_microsecond(whole.parse().ok()?).ok()
+    }
+}

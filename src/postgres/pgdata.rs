@@ -1,0 +1,252 @@
+//! Looking at PGDATA: whose it is, whether a server runs on it, whether it is a database at all.
+//!
+//! Reads; the one thing it may remove is a `postmaster.pid` that provably belongs to nobody.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Pid;
+
+use crate::process::inspect;
+
+/// `postmaster.pid` (PostgreSQL source, `miscadmin.h`, "lock file contents").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PidFile {
+    /// Line 1. Negative for a standalone backend.
+    pub pid: i32,
+    /// Line 4.
+    pub port: Option<u16>,
+    /// Line 5, empty when there is no socket.
+    pub socket_dir: Option<PathBuf>,
+    /// Line 8.
+    pub status: PostmasterStatus,
+}
+
+/// The status line of `postmaster.pid`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PostmasterStatus {
+    /// Not there yet, or an unknown word.
+    Unknown,
+    /// Start-up or recovery before consistency.
+    Starting,
+    /// Shutting down.
+    Stopping,
+    /// Accepts connections.
+    Ready,
+    /// A standby that does not accept connections.
+    Standby,
+}
+
+impl PidFile {
+    /// Reads it; `None` when there is none.
+    pub fn read(pgdata: &Path) -> io::Result<Option<Self>> {
+        match fs::read_to_string(pgdata.join("postmaster.pid")) {
+            Ok(text) => Ok(Some(Self::parse(&text))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Parses it; a file that makes no sense has pid 0, which no process has.
+    pub fn parse(text: &str) -> Self {
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        let line = |n: usize| lines.get(n - 1).copied().filter(|text| !text.is_empty());
+        Self {
+            pid: line(1).and_then(|text| text.parse().ok()).unwrap_or(0),
+            port: line(4).and_then(|text| text.parse().ok()),
+            socket_dir: line(5).map(PathBuf::from),
+            status: match line(8) {
+                Some("starting") => PostmasterStatus::Starting,
+                Some("stopping") => PostmasterStatus::Stopping,
+                Some("ready") => PostmasterStatus::Ready,
+                Some("standby") => PostmasterStatus::Standby,
+                _ => PostmasterStatus::Unknown,
+            },
+        }
+    }
+}
+
+/// Whether a server runs on a PGDATA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occupant {
+    /// No, and no file says so.
+    Nobody,
+    /// `postmaster.pid` names a process that is not a server of this PGDATA, or no process.
+    Stale,
+    /// This postmaster.
+    Postmaster(Pid),
+    /// Server processes without a postmaster still work in it.
+    Orphans(Pid),
+    /// There is a pid whose process we may not look at.
+    Unknown(i32),
+}
+
+/// Looks whether a server runs on PGDATA. A pid is believed only when that process's executable
+/// is `postgres` and its working directory is this PGDATA: in a container a stale pid may name
+/// any process, even a thread of our own.
+pub fn occupant(pgdata: &Path) -> io::Result<Occupant> {
+    let real = pgdata.canonicalize()?;
+    let file = PidFile::read(pgdata)?;
+    if let Some(pid) = file.as_ref().and_then(|file| Pid::from_raw(file.pid.abs()))
+        && inspect::ProcessIdentity::of(pid).is_some()
+    {
+        match (inspect::executable_name(pid), inspect::working_directory(pid)) {
+            (Some(name), Some(directory)) => {
+                if name == "postgres" && directory == real {
+                    return Ok(Occupant::Postmaster(pid));
+                }
+            }
+            _ => return Ok(Occupant::Unknown(file.map_or(0, |file| file.pid))),
+        }
+    }
+    if let Some(orphan) = servers_in(&real).first() {
+        return Ok(Occupant::Orphans(*orphan));
+    }
+    Ok(if file.is_some() { Occupant::Stale } else { Occupant::Nobody })
+}
+
+/// All server processes that work in PGDATA.
+pub fn servers_in(pgdata: &Path) -> Vec<Pid> {
+    let Ok(real) = pgdata.canonicalize() else { return Vec::new() };
+    inspect::processes_in(&real)
+        .into_iter()
+        .filter(|pid| inspect::executable_name(*pid).is_some_and(|name| name == "postgres"))
+        .collect()
+}
+
+/// Removes a `postmaster.pid` that [`occupant`] just called stale.
+pub fn remove_stale_pid_file(pgdata: &Path) -> io::Result<()> {
+    fs::remove_file(pgdata.join("postmaster.pid"))
+}
+
+/// Whether PGDATA holds a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// There is nothing, not even the directory perhaps: initdb may make a cluster.
+    Empty,
+    /// A cluster of this major version.
+    Cluster(u16),
+    /// A restore that did not end: a server must not be started on it.
+    HalfRestored(&'static str),
+    /// Files, but not a cluster.
+    Foreign,
+}
+
+/// Looks what PGDATA holds.
+pub fn content(pgdata: &Path) -> io::Result<Content> {
+    let entries: Vec<_> = match fs::read_dir(pgdata) {
+        Ok(entries) => entries.collect::<Result<_, _>>()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::Empty),
+        Err(error) => return Err(error),
+    };
+    // A fresh volume has this one, made by mkfs.
+    if entries.iter().all(|entry| entry.file_name() == "lost+found") {
+        return Ok(Content::Empty);
+    }
+    let there = |name: &str| pgdata.join(name).exists();
+    if there("global/pg_control.pgbackrest.tmp") {
+        return Ok(Content::HalfRestored("global/pg_control.pgbackrest.tmp is there"));
+    }
+    if there("backup.manifest") && !there("global/pg_control") {
+        return Ok(Content::HalfRestored("backup.manifest is there and global/pg_control is not"));
+    }
+    match major_version(pgdata) {
+        Some(_) if !there("global/pg_control") => {
+            Ok(Content::HalfRestored("global/pg_control is missing"))
+        }
+        Some(major) => Ok(Content::Cluster(major)),
+        None => Ok(Content::Foreign),
+    }
+}
+
+/// The major version in `PG_VERSION`.
+pub fn major_version(pgdata: &Path) -> Option<u16> {
+    fs::read_to_string(pgdata.join("PG_VERSION")).ok()?.trim().parse().ok()
+}
+
+/// The device and inode of PGDATA.
+pub fn identity(pgdata: &Path) -> io::Result<(u64, u64)> {
+    let meta = fs::metadata(pgdata)?;
+    Ok((meta.dev(), meta.ino()))
+}
+
+/// The first entry of PGDATA that does not belong to `uid`. A restore would fail on it, but only
+/// after `pg_control` is gone.
+pub fn foreign_entry(pgdata: &Path, uid: u32) -> io::Result<Option<PathBuf>> {
+    let mut pending = vec![pgdata.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            let meta = entry.metadata()?;
+            if meta.uid() != uid {
+                return Ok(Some(entry.path()));
+            }
+            if meta.is_dir() {
+                if meta.mode() & 0o300 != 0o300 {
+                    return Ok(Some(entry.path()));
+                }
+                pending.push(entry.path());
+            }
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pid_files() {
+        let full = "4242\n/data\n1700000000\n5433\n/run/pg\nlocalhost\n  1 2\nready   \n";
+        let cases = [
+            (full, 4242, Some(5433), PostmasterStatus::Ready),
+            ("4242\n/data\n1700000000\n5433\n\n*\n", 4242, Some(5433), PostmasterStatus::Unknown),
+            ("", 0, None, PostmasterStatus::Unknown),
+            ("garbage\n\0\n", 0, None, PostmasterStatus::Unknown),
+            ("-17\n/data\n", -17, None, PostmasterStatus::Unknown),
+        ];
+        for (text, pid, port, status) in cases {
+            let file = PidFile::parse(text);
+            assert_eq!((file.pid, file.port, file.status), (pid, port, status), "{text:?}");
+        }
+        assert_eq!(PidFile::parse(full).socket_dir.unwrap(), Path::new("/run/pg"));
+    }
+
+    #[test]
+    fn a_pid_of_somebody_else_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(occupant(dir.path()).unwrap(), Occupant::Nobody);
+        for text in [std::process::id().to_string(), "999999999".into(), String::new(), "x".into()] {
+            fs::write(dir.path().join("postmaster.pid"), &text).unwrap();
+            assert_eq!(occupant(dir.path()).unwrap(), Occupant::Stale, "{text:?}");
+        }
+        // Our own threads have ids too; kill(tid, 0) says alive.
+        for entry in fs::read_dir("/proc/self/task").unwrap() {
+            let tid = entry.unwrap().file_name().into_string().unwrap();
+            fs::write(dir.path().join("postmaster.pid"), &tid).unwrap();
+            assert_eq!(occupant(dir.path()).unwrap(), Occupant::Stale, "thread {tid}");
+        }
+    }
+
+    #[test]
+    fn contents() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        assert_eq!(content(&at("missing")).unwrap(), Content::Empty);
+        assert_eq!(content(dir.path()).unwrap(), Content::Empty);
+        fs::create_dir(at("lost+found")).unwrap();
+        assert_eq!(content(dir.path()).unwrap(), Content::Empty);
+        fs::write(at("notes.txt"), "").unwrap();
+        assert_eq!(content(dir.path()).unwrap(), Content::Foreign);
+        fs::write(at("PG_VERSION"), "15\n").unwrap();
+        assert!(matches!(content(dir.path()).unwrap(), Content::HalfRestored(_)));
+        fs::create_dir(at("global")).unwrap();
+        fs::write(at("global/pg_control"), "").unwrap();
+        assert_eq!(content(dir.path()).unwrap(), Content::Cluster(15));
+        fs::write(at("global/pg_control.pgbackrest.tmp"), "").unwrap();
+        assert!(matches!(content(dir.path()).unwrap(), Content::HalfRestored(_)));
+    }
+}

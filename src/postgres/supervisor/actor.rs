@@ -1,0 +1,546 @@
+//! The supervisor's loop.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+
+use super::launch::{self, Postmaster};
+use super::{Actor, Command, FencedStart, Order, Refusal, Settings, Status};
+use crate::clock;
+use crate::domain::restart::{RestartPolicy, Verdict};
+use crate::postgres::bootstrap::{self, BootstrapError};
+use crate::postgres::client::{Address, Connection};
+use crate::postgres::pgdata::{self, Content, Occupant, PidFile, PostmasterStatus};
+use crate::postgres::state::{ServerEvent, ServerState};
+use crate::postgres::tail::Ring;
+use crate::process::End;
+use crate::pulse::Pulse;
+
+/// How often a starting server is looked at: a small file, then a connection.
+const LOOK_STARTING: Duration = Duration::from_millis(25);
+/// How often a server in recovery is looked at.
+const LOOK_RECOVERING: Duration = Duration::from_millis(250);
+/// How often a serving server is looked at.
+const LOOK_SERVING: Duration = Duration::from_secs(5);
+/// How often the loop shows that it lives.
+const BEAT: Duration = Duration::from_secs(2);
+/// How long the processes of an ended postmaster may take to leave PGDATA.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+/// When a start that was in somebody's way is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// How long an immediate stop may take before the postmaster is killed.
+const IMMEDIATE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The rungs of a stop (PostgreSQL manual, 19.5 "Shutting Down the Server").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rung {
+    Fast,
+    Immediate,
+    Kill,
+}
+
+/// What a start finds.
+enum Prepared {
+    Start,
+    Adopt(Postmaster),
+    Initdb,
+}
+
+/// What is in the way of a start.
+enum Obstacle {
+    /// It goes away by itself.
+    Passing(String),
+    /// Somebody must act.
+    Lasting(String),
+}
+
+pub(super) struct Supervisor {
+    settings: Settings,
+    status: watch::Sender<Status>,
+    lines: Ring,
+    pulse: Pulse,
+    postmaster: Option<Postmaster>,
+    connection: Option<Connection>,
+    lost: (mpsc::Sender<u64>, mpsc::Receiver<u64>),
+    connections_made: u64,
+    policy: RestartPolicy,
+    ready_since: Option<Instant>,
+    /// What runs is fenced, or will be once it is started.
+    fenced: Option<FencedStart>,
+    stopping: Option<(Rung, Instant)>,
+    start_after_stop: bool,
+    restart_at: Option<Instant>,
+    look_at: Instant,
+    initdb: Option<JoinHandle<Result<bool, BootstrapError>>>,
+}
+
+impl Supervisor {
+    pub(super) fn new(
+        settings: Settings,
+        status: watch::Sender<Status>,
+        lines: Ring,
+        pulse: Pulse,
+    ) -> Self {
+        Self {
+            settings,
+            status,
+            lines,
+            pulse,
+            postmaster: None,
+            connection: None,
+            lost: mpsc::channel(4),
+            connections_made: 0,
+            policy: RestartPolicy::default(),
+            ready_since: None,
+            fenced: None,
+            stopping: None,
+            start_after_stop: false,
+            restart_at: None,
+            look_at: Instant::now(),
+            initdb: None,
+        }
+    }
+
+    /// Runs until every handle is gone. A running server is left alone then; whoever ends Headrest
+    /// orders a stop first.
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        loop {
+            self.pulse.beat();
+            let has_process = self.state().has_process();
+            let beat = Instant::now() + BEAT;
+            tokio::select! {
+                command = inbox.recv() => match command {
+                    Some(Command { order, by, reply }) => {
+                        let answer = self.obey(order, by).await;
+                        // Who asked may have gone; the order was carried out all the same.
+                        let _ = reply.send(answer);
+                    }
+                    None => return,
+                },
+                end = ended(&mut self.postmaster) => self.on_exit(end).await,
+                made = made(&mut self.initdb) => self.on_initdb(made).await,
+                Some(number) = self.lost.1.recv() => {
+                    if number == self.connections_made && self.connection.take().is_some() {
+                        self.went_silent();
+                    }
+                }
+                () = at(self.restart_at) => {
+                    self.restart_at = None;
+                    self.start().await;
+                }
+                () = at(self.stopping.map(|(_, deadline)| deadline)) => self.escalate(),
+                () = sleep_until(self.look_at), if has_process => self.look().await,
+                () = sleep_until(beat) => {}
+            }
+        }
+    }
+
+    async fn obey(&mut self, order: Order, by: Actor) -> Result<(), Refusal> {
+        let holder = self.status.borrow().fenced_by;
+        // A new restore takes the fence over from one that was given up half way; the lane lets
+        // only one of them work.
+        if let Some(job) = holder
+            && by != Actor::Restore(job)
+            && order != Order::RaiseFence
+        {
+            return Err(Refusal::Fenced(job));
+        }
+        let state = self.state();
+        match order {
+            Order::Start => self.start_if_down(state, None).await,
+            Order::StartFenced(fenced) => self.start_if_down(state, Some(fenced)).await,
+            Order::Stop => {
+                self.start_after_stop = false;
+                self.stop(state)
+            }
+            Order::Restart if state.has_process() => {
+                self.stop(state)?;
+                self.start_after_stop = true;
+                Ok(())
+            }
+            Order::Restart => self.start_if_down(state, None).await,
+            Order::Reload => match &self.postmaster {
+                Some(postmaster) => {
+                    postmaster.signal(Signal::HUP);
+                    Ok(())
+                }
+                None => Err(Refusal::NotRunning),
+            },
+            Order::RaiseFence => {
+                if let Actor::Restore(job) = by {
+                    // A server that was to be restarted stays down: the restore decides now.
+                    if self.restart_at.take().is_some() {
+                        self.change(ServerEvent::StayDown, Some("a restore is at work".to_owned()));
+                    }
+                    self.status.send_modify(|status| status.fenced_by = Some(job));
+                }
+                Ok(())
+            }
+            Order::LowerFence => {
+                self.fenced = None;
+                self.status.send_modify(|status| status.fenced_by = None);
+                Ok(())
+            }
+        }
+    }
+
+    async fn start_if_down(
+        &mut self,
+        state: ServerState,
+        fenced: Option<FencedStart>,
+    ) -> Result<(), Refusal> {
+        if state == ServerState::Stopping {
+            return Err(Refusal::Stopping);
+        }
+        if state.has_process() || self.initdb.is_some() {
+            return Err(Refusal::Running);
+        }
+        self.fenced = fenced;
+        self.policy.reset();
+        self.restart_at = None;
+        self.start().await;
+        Ok(())
+    }
+
+    fn stop(&mut self, state: ServerState) -> Result<(), Refusal> {
+        if state == ServerState::Stopping {
+            // Asked a second time: no more patience.
+            self.escalate();
+        } else if state.has_process() {
+            self.change(ServerEvent::StopAsked, None);
+            self.connection = None;
+            self.signal(Signal::INT);
+            self.stopping = Some((Rung::Fast, Instant::now() + self.settings.config.stop_timeout));
+        } else if self.initdb.is_some() {
+            let reason = "a new cluster is being made; try again in a moment".to_owned();
+            return Err(Refusal::Failed(reason));
+        } else {
+            self.restart_at = None;
+            self.change(ServerEvent::StayDown, Some("stopped as asked".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn escalate(&mut self) {
+        let Some((rung, _)) = self.stopping else { return };
+        let deadline = Instant::now() + IMMEDIATE_PATIENCE;
+        self.stopping = Some(match rung {
+            Rung::Fast => {
+                tracing::warn!("the fast stop of PostgreSQL takes too long; stopping immediately");
+                self.signal(Signal::QUIT);
+                (Rung::Immediate, deadline)
+            }
+            Rung::Immediate | Rung::Kill => {
+                tracing::error!(
+                    "PostgreSQL does not leave; killing its postmaster. It will recover from WAL \
+                     at the next start"
+                );
+                self.signal(Signal::KILL);
+                (Rung::Kill, deadline)
+            }
+        });
+    }
+
+    /// Looks at PGDATA and starts, adopts, or says why not.
+    async fn start(&mut self) {
+        match self.prepare() {
+            Ok(Prepared::Start) => {
+                match launch::launch(&self.settings, self.fenced.as_ref()).await {
+                    Ok(postmaster) => self.began(postmaster, false),
+                    Err(reason) => self.give_up(reason),
+                }
+            }
+            Ok(Prepared::Adopt(postmaster)) => {
+                tracing::info!(
+                    process.pid = %postmaster.pid(),
+                    "PostgreSQL is running already; taking it over without a restart"
+                );
+                self.began(postmaster, true);
+            }
+            Ok(Prepared::Initdb) => {
+                let (first, binaries, env) = (
+                    self.settings.first_start.clone(),
+                    self.settings.binaries.clone(),
+                    self.settings.env.clone(),
+                );
+                let work = async move { bootstrap::ensure_cluster(&first, &binaries, &env).await };
+                self.initdb = Some(tokio::spawn(work));
+            }
+            Err(Obstacle::Passing(reason)) => {
+                tracing::warn!("PostgreSQL is not started yet: {reason}");
+                self.change(ServerEvent::Delayed, Some(reason));
+                self.restart_at = Some(Instant::now() + TRY_AGAIN);
+            }
+            Err(Obstacle::Lasting(reason)) => self.give_up(reason),
+        }
+    }
+
+    fn prepare(&self) -> Result<Prepared, Obstacle> {
+        let pgdata = &self.settings.config.data_dir;
+        let shown = pgdata.display();
+        let lasting = |text: String| Err(Obstacle::Lasting(text));
+        let unreadable =
+            |error| Obstacle::Lasting(format!("cannot look at PGDATA {shown}: {error}"));
+        match pgdata::content(pgdata).map_err(unreadable)? {
+            Content::Empty | Content::Foreign if self.fenced.is_none() => {
+                return Ok(Prepared::Initdb);
+            }
+            Content::Empty | Content::Foreign => {
+                return lasting(format!("{shown} holds no cluster"));
+            }
+            Content::HalfRestored(mark) => {
+                return lasting(format!(
+                    "PGDATA {shown} is half restored ({mark}); PostgreSQL must not run on it. \
+                     Restore again: POST /api/v1/stanzas/STANZA/restores"
+                ));
+            }
+            Content::Cluster(_) if self.settings.state_dir.join("initdb-unfinished").exists() => {
+                return Ok(Prepared::Initdb);
+            }
+            Content::Cluster(_) => {}
+        }
+        match pgdata::occupant(pgdata).map_err(unreadable)? {
+            Occupant::Nobody => Ok(Prepared::Start),
+            Occupant::Postmaster(pid) if self.fenced.is_some() => {
+                lasting(format!("a server that is not fenced (pid {pid}) runs on {shown}"))
+            }
+            Occupant::Postmaster(pid) => {
+                Postmaster::adopt(pid).map(Prepared::Adopt).map_err(|error| {
+                    Obstacle::Passing(format!("cannot take over the running server {pid}: {error}"))
+                })
+            }
+            Occupant::Stale => {
+                tracing::warn!(
+                    "removing a stale postmaster.pid: no server runs on PGDATA {shown}"
+                );
+                pgdata::remove_stale_pid_file(pgdata).map_err(unreadable)?;
+                Ok(Prepared::Start)
+            }
+            Occupant::Orphans(pid) => Err(Obstacle::Passing(format!(
+                "processes of an ended postmaster (pid {pid}) still work in {shown}"
+            ))),
+            Occupant::Unknown(pid) => lasting(format!(
+                "postmaster.pid in {shown} names process {pid}, which Headrest may not look at; \
+                 make sure that no server runs there, remove the file, and start again"
+            )),
+        }
+    }
+
+    fn began(&mut self, postmaster: Postmaster, adopted: bool) {
+        let pid = postmaster.pid().as_raw_nonzero().get();
+        self.postmaster = Some(postmaster);
+        self.ready_since = None;
+        self.look_at = Instant::now() + LOOK_STARTING;
+        self.change(ServerEvent::Spawned, None);
+        self.status.send_modify(|status| {
+            status.pid = Some(pid);
+            status.adopted = adopted;
+            status.started_at = Some(clock::now());
+            status.next_start_at = None;
+        });
+    }
+
+    async fn on_initdb(&mut self, made: Result<bool, BootstrapError>) {
+        match made {
+            Ok(made) => {
+                self.status.send_modify(|status| status.first_start |= made);
+                self.start().await;
+            }
+            Err(error) => self.give_up(crate::telemetry::chain(&error)),
+        }
+    }
+
+    async fn on_exit(&mut self, end: End) {
+        self.postmaster = None;
+        self.connection = None;
+        let asked = self.stopping.take().is_some();
+        let left = launch::wait_empty(&self.settings.config.data_dir, LEAVE_PATIENCE).await;
+        if !left.is_empty() {
+            tracing::warn!(?left, "processes of the ended PostgreSQL are still in PGDATA");
+        }
+        let ready_for = self.ready_since.take().map(|since| since.elapsed());
+        self.status.send_modify(|status| {
+            (status.pid, status.address, status.started_at) = (None, None, None);
+            (status.archiver, status.adopted) = (None, false);
+            status.last_exit = Some(end.to_string());
+        });
+        if asked {
+            tracing::info!("PostgreSQL has stopped ({end})");
+            self.change(ServerEvent::StoppedAsAsked, Some("stopped as asked".to_owned()));
+            if std::mem::take(&mut self.start_after_stop) {
+                self.start().await;
+            }
+            return;
+        }
+        let said = self.lines.newest_with(&["PANIC:", "FATAL:"]);
+        let said = said.map_or(String::new(), |line| format!("; it said: {line}"));
+        let reason = format!("PostgreSQL {end}{said}");
+        tracing::error!("{reason}");
+        self.change(ServerEvent::Lost, Some(reason.clone()));
+        if self.status.borrow().fenced_by.is_some() {
+            // The restore that holds the fence decides what comes next.
+            self.change(ServerEvent::StayDown, Some(reason));
+            return;
+        }
+        match self.policy.exited(clock::now(), ready_for, rand::random()) {
+            Verdict::RestartAfter(delay) => {
+                let wait = jiff::SignedDuration::try_from(delay).unwrap_or_default();
+                self.restart_at = Some(Instant::now() + delay);
+                self.status.send_modify(|status| {
+                    status.restarts += 1;
+                    status.next_start_at = Some(clock::now() + wait);
+                });
+            }
+            Verdict::GiveUp => self.give_up(format!(
+                "{reason}. Given up after ten exits within ten minutes; correct the cause and \
+                 start it: POST /api/v1/processes/postgres/start"
+            )),
+        }
+    }
+
+    fn give_up(&mut self, reason: String) {
+        tracing::error!("PostgreSQL stays down: {reason}");
+        self.restart_at = None;
+        self.change(ServerEvent::GaveUp, Some(reason));
+        self.status.send_modify(|status| status.next_start_at = None);
+    }
+
+    /// Looks whether the server answers, and what.
+    async fn look(&mut self) {
+        self.look_at = Instant::now() + LOOK_SERVING;
+        if self.state() == ServerState::Stopping {
+            return;
+        }
+        if self.connection.is_none() {
+            self.connect().await;
+        }
+        let Some(connection) = &self.connection else {
+            self.look_at = Instant::now() + LOOK_STARTING;
+            return;
+        };
+        match connection.facts().await {
+            Ok(facts) => {
+                if facts.in_recovery {
+                    self.look_at = Instant::now() + LOOK_RECOVERING;
+                    self.change(ServerEvent::AnswersInRecovery, None);
+                } else {
+                    self.ready_since.get_or_insert_with(Instant::now);
+                    self.change(ServerEvent::TakesWrites, None);
+                }
+                self.status.send_if_modified(|status| {
+                    let (version, archiver) = (Some(facts.version), Some(facts.archiver));
+                    let changed = status.version != version || status.archiver != archiver;
+                    (status.version, status.archiver) = (version, archiver);
+                    changed
+                });
+            }
+            Err(error) => {
+                tracing::warn!("PostgreSQL does not answer: {error}");
+                self.connection = None;
+                self.went_silent();
+            }
+        }
+    }
+
+    /// Connects as soon as `postmaster.pid` says that it makes sense.
+    async fn connect(&mut self) {
+        let Ok(Some(file)) = PidFile::read(&self.settings.config.data_dir) else { return };
+        let ours = self.postmaster.as_ref().map(|p| p.pid().as_raw_nonzero().get());
+        let answers = matches!(file.status, PostmasterStatus::Ready | PostmasterStatus::Standby);
+        if ours != Some(file.pid) || !answers {
+            return;
+        }
+        let Some((port, socket_dir)) = file.port.zip(file.socket_dir) else { return };
+        let address = Address { socket_dir, port, user: self.settings.config.superuser.clone() };
+        self.connections_made += 1;
+        let (number, lost) = (self.connections_made, self.lost.0.clone());
+        let notify = move || {
+            // A full channel means that we are told already.
+            let _ = lost.try_send(number);
+        };
+        match Connection::open(&address, notify).await {
+            Ok(connection) => {
+                self.connection = Some(connection);
+                self.status.send_modify(|status| status.address = Some(address));
+            }
+            // Not yet: "the database system is starting up". Anything else shows as a start that
+            // takes long, with the reason.
+            Err(error) => {
+                let reason = error.to_string();
+                self.status.send_if_modified(|status| {
+                    let changed = status.reason.as_ref() != Some(&reason);
+                    status.reason = Some(reason);
+                    changed
+                });
+            }
+        }
+    }
+
+    fn went_silent(&mut self) {
+        self.look_at = Instant::now() + LOOK_STARTING;
+        if matches!(self.state(), ServerState::Ready | ServerState::Recovering) {
+            let reason = "PostgreSQL ended our connection or does not answer".to_owned();
+            self.change(ServerEvent::WentSilent, Some(reason));
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(postmaster) = &self.postmaster {
+            postmaster.signal(signal);
+        }
+    }
+
+    fn state(&self) -> ServerState {
+        self.status.borrow().state
+    }
+
+    fn change(&self, event: ServerEvent, reason: Option<String>) {
+        let state = self.state();
+        match state.transition(event) {
+            Ok(next) => {
+                if next != state {
+                    tracing::info!(server.state = %next, "PostgreSQL is {next}");
+                }
+                self.status.send_if_modified(|status| {
+                    let changed = status.state != next || status.reason != reason;
+                    if status.state != next {
+                        status.since = clock::now();
+                    }
+                    (status.state, status.reason) = (next, reason);
+                    changed
+                });
+            }
+            Err(refused) => tracing::error!("a bug in the supervisor: {refused}"),
+        }
+    }
+}
+
+async fn ended(postmaster: &mut Option<Postmaster>) -> End {
+    match postmaster {
+        Some(postmaster) => postmaster.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn made(
+    initdb: &mut Option<JoinHandle<Result<bool, BootstrapError>>>,
+) -> Result<bool, BootstrapError> {
+    match initdb {
+        Some(task) => {
+            let made = task.await;
+            *initdb = None;
+            made.unwrap_or_else(|panic| Err(BootstrapError::Initdb(panic.to_string())))
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

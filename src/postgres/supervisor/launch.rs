@@ -1,0 +1,208 @@
+//! The command line of the server, and the process behind it.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+use tokio::io::unix::AsyncFd;
+
+use super::{FencedStart, Settings};
+use crate::postgres::pgdata;
+use crate::postgres::tail::OutputFile;
+use crate::process::{self, Child, End, Output, Program, stop};
+
+/// A postmaster, ours or taken over.
+#[derive(Debug)]
+pub(super) enum Postmaster {
+    /// Our child.
+    Child(Child),
+    /// Started by an earlier Headrest; the descriptor keeps its pid from meaning another process.
+    Adopted(Pid, AsyncFd<OwnedFd>),
+}
+
+impl Postmaster {
+    /// Takes over a living postmaster.
+    pub(super) fn adopt(pid: Pid) -> io::Result<Self> {
+        let descriptor = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+        #[expect(deprecated, reason = "its successor is unsafe; an owned descriptor is sound here")]
+        let descriptor = AsyncFd::new(descriptor)?;
+        Ok(Self::Adopted(pid, descriptor))
+    }
+
+    pub(super) fn pid(&self) -> Pid {
+        match self {
+            Self::Child(child) => child.pid,
+            Self::Adopted(pid, _) => *pid,
+        }
+    }
+
+    /// Waits until it is gone. Cancel safe.
+    pub(super) async fn wait(&mut self) -> End {
+        match self {
+            Self::Child(child) => child.wait().await,
+            Self::Adopted(_, descriptor) => {
+                // A pidfd becomes readable when the process ends (pidfd_open(2)).
+                let _ = descriptor.readable().await;
+                End::Unseen
+            }
+        }
+    }
+
+    /// Sends it a signal.
+    pub(super) fn signal(&self, signal: Signal) {
+        match self {
+            Self::Child(child) => stop::signal_process(child.pid, signal),
+            Self::Adopted(_, descriptor) => {
+                // It can only have ended in this moment, which `wait` sees.
+                let _ = rustix::process::pidfd_send_signal(descriptor, signal);
+            }
+        }
+    }
+}
+
+/// Waits until no server process works in PGDATA any more, at most so long. Answers who is left.
+pub(super) async fn wait_empty(data_dir: &Path, patience: Duration) -> Vec<Pid> {
+    let deadline = tokio::time::Instant::now() + patience;
+    loop {
+        let left = pgdata::servers_in(data_dir);
+        if left.is_empty() || tokio::time::Instant::now() >= deadline {
+            return left;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Starts the server. The error is a sentence.
+pub(super) async fn launch(
+    settings: &Settings,
+    fenced: Option<&FencedStart>,
+) -> Result<Postmaster, String> {
+    let mut program = Program::new(settings.binaries.program("postgres"));
+    program.env.clone_from(&settings.env);
+    program.kill_on_drop = false;
+    let archive_timeout = match fenced {
+        Some(_) => None,
+        None => default_archive_timeout(settings).await,
+    };
+    program.args = arguments(settings, fenced, archive_timeout);
+    if fenced.is_some() {
+        prepare_fence(&fence_dir(&settings.state_dir))
+            .map_err(|error| format!("cannot prepare the private socket directory: {error}"))?;
+    }
+    let output = OutputFile::at(settings.state_dir.join("log/postgres.log"));
+    let file =
+        output.for_child().map_err(|error| format!("cannot open the server's log: {error}"))?;
+    program.output = Output::File(file);
+    let child = program.spawn().map_err(|error| error.explain())?;
+    Ok(Postmaster::Child(child))
+}
+
+/// Where the socket of a fenced server is.
+pub(super) fn fence_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("fence")
+}
+
+/// The arguments of the server. Later ones win, so what must hold comes last.
+fn arguments(
+    settings: &Settings,
+    fenced: Option<&FencedStart>,
+    archive_timeout: Option<&str>,
+) -> Vec<String> {
+    let config = &settings.config;
+    let mut args = vec!["-D".to_owned(), config.data_dir.display().to_string()];
+    let set = |args: &mut Vec<String>, name: &str, value: &str| {
+        args.extend(["-c".to_owned(), format!("{name}={value}")]);
+    };
+    if let Some(port) = config.port {
+        set(&mut args, "port", &port.to_string());
+    }
+    if let Some(directory) = &config.socket_dir {
+        set(&mut args, "unix_socket_directories", &directory.display().to_string());
+    }
+    if let Some(value) = archive_timeout {
+        set(&mut args, "archive_timeout", value);
+    }
+    args.extend(config.args.iter().cloned());
+    // On the command line and not in PGDATA, so that no restore can take them away.
+    set(&mut args, "archive_mode", "on");
+    set(&mut args, "archive_command", &settings.archive_command);
+    // The server's output is the file we follow; a collector would take it elsewhere.
+    set(&mut args, "logging_collector", "off");
+    set(&mut args, "log_destination", "stderr");
+    if let Some(fenced) = fenced {
+        for (name, value) in fenced_settings(settings, fenced) {
+            set(&mut args, &name, &value);
+        }
+    }
+    args
+}
+
+/// What keeps clients out of a fenced server, and lets it recover in standby mode undisturbed.
+fn fenced_settings(settings: &Settings, fenced: &FencedStart) -> Vec<(String, String)> {
+    let fence = fence_dir(&settings.state_dir);
+    let in_fence = |name: &str| fence.join(name).display().to_string();
+    let mut list: Vec<(String, String)> = [
+        ("listen_addresses", String::new()),
+        ("unix_socket_directories", fence.display().to_string()),
+        ("unix_socket_permissions", "0700".to_owned()),
+        ("hba_file", in_fence("pg_hba.conf")),
+        ("ident_file", in_fence("pg_ident.conf")),
+        ("hot_standby", "on".to_owned()),
+        ("wal_retrieve_retry_interval", "200ms".to_owned()),
+        ("recovery_target_timeline", fenced.timeline.clone()),
+        ("recovery_min_apply_delay", "0".to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into();
+    // A restored configuration must not follow a primary, stop early or run somebody's command.
+    for name in [
+        "primary_conninfo",
+        "recovery_end_command",
+        "archive_cleanup_command",
+        "recovery_target",
+        "recovery_target_time",
+        "recovery_target_name",
+        "recovery_target_lsn",
+        "recovery_target_xid",
+    ] {
+        list.push((name.to_owned(), String::new()));
+    }
+    // Gone since PostgreSQL 16: naming it would keep a later server from starting.
+    if pgdata::major_version(&settings.config.data_dir).is_some_and(|major| major < 16) {
+        list.push(("promote_trigger_file".to_owned(), String::new()));
+    }
+    list.extend(
+        fenced.setting_floors.iter().map(|(name, floor)| (name.clone(), floor.to_string())),
+    );
+    list
+}
+
+/// A directory that only our user can enter, and the rules of who may connect there: everybody
+/// who got in. The restored pg_hba.conf might not even let us in.
+fn prepare_fence(directory: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
+    fs::write(directory.join("pg_hba.conf"), "local all all trust\n")?;
+    fs::write(directory.join("pg_ident.conf"), "")
+}
+
+/// `archive_timeout` when nobody set one: else commits of a quiet server would stay out of the
+/// archive until a segment is full.
+async fn default_archive_timeout(settings: &Settings) -> Option<&'static str> {
+    let mut program = Program::new(settings.binaries.program("postgres"));
+    program.env.clone_from(&settings.env);
+    let data_dir = settings.config.data_dir.display().to_string();
+    program.args =
+        ["-D", &data_dir, "-C", "archive_timeout"].map(str::to_owned).to_vec();
+    program.args.extend(settings.config.args.iter().cloned());
+    let captured = process::capture(program, Duration::from_secs(5)).await.ok()?;
+    let value = String::from_utf8_lossy(&captured.stdout).trim().to_owned();
+    (captured.end.is_success() && value == "0").then_some("60s")
+}

@@ -1,0 +1,197 @@
+//! The server's output: a file it writes to, followed line by line.
+//!
+//! A file and not a pipe, because the server outlives Headrest (kill -9, an upgrade): with a pipe
+//! its lines would be lost from then on, and `archive-push` would fail whenever it has something to
+//! say. The file is emptied when it has grown; the lines themselves go on to Headrest's own log.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::pgbackrest::log::LineSplitter;
+
+/// Lines kept in memory.
+const KEPT_LINES: usize = 2000;
+/// Size at which the file is emptied.
+const EMPTY_AT: u64 = 16 << 20;
+/// How much of an existing file is read back after a restart of Headrest.
+const READ_BACK: u64 = 64 << 10;
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// The last lines of a process, with growing ids.
+#[derive(Debug, Clone, Default)]
+pub struct Ring(Arc<Mutex<Lines>>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    next_id: u64,
+    kept: VecDeque<(u64, String)>,
+}
+
+impl Ring {
+    /// The lines after the one with id `after`, oldest first, with their ids.
+    pub fn after(&self, after: u64) -> Vec<(u64, String)> {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.kept.iter().filter(|(id, _)| *id > after).cloned().collect()
+    }
+
+    /// The newest line that contains any of `words`.
+    pub fn newest_with(&self, words: &[&str]) -> Option<String> {
+        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found =
+            lines.kept.iter().rev().find(|(_, line)| words.iter().any(|word| line.contains(word)));
+        found.map(|(_, line)| line.clone())
+    }
+
+    /// Adds a line. PostgreSQL's continuation lines begin with a tab and belong to the last one.
+    fn push(&self, line: String) {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if line.starts_with('\t')
+            && let Some((_, last)) = lines.kept.back_mut()
+        {
+            if last.len() < 16 << 10 {
+                last.push('\n');
+                last.push_str(&line);
+            }
+            return;
+        }
+        lines.next_id += 1;
+        let id = lines.next_id;
+        lines.kept.push_back((id, line));
+        if lines.kept.len() > KEPT_LINES {
+            lines.kept.pop_front();
+        }
+    }
+}
+
+/// The file that a server's output goes to.
+#[derive(Debug)]
+pub struct OutputFile {
+    path: PathBuf,
+}
+
+impl OutputFile {
+    /// The file at this path.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Opens it for a child to write to.
+    pub fn for_child(&self) -> io::Result<File> {
+        OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path)
+    }
+
+    /// Follows it until `stop`, into `ring` and into our own log.
+    pub async fn follow(&self, ring: Ring, stop: CancellationToken) {
+        let mut reader = match Follower::open(&self.path) {
+            Ok(reader) => reader,
+            Err(error) => {
+                let path = self.path.display();
+                tracing::error!(%error, "cannot follow the server's output in {path}: {error}");
+                return;
+            }
+        };
+        let mut tick = interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let last = tokio::select! {
+                _ = tick.tick() => false,
+                () = stop.cancelled() => true,
+            };
+            loop {
+                let lines = reader.more().unwrap_or_default();
+                if lines.is_empty() {
+                    break;
+                }
+                for line in lines {
+                    tracing::info!(target: "postgres", "{line}");
+                    ring.push(line);
+                }
+            }
+            if last {
+                return;
+            }
+        }
+    }
+}
+
+struct Follower {
+    file: File,
+    position: u64,
+    splitter: LineSplitter,
+}
+
+impl Follower {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)?;
+        let position = file.metadata()?.len().saturating_sub(READ_BACK);
+        Ok(Self { file, position, splitter: LineSplitter::new() })
+    }
+
+    /// The lines written since the last call, at most some 64 KiB at once; none when there is
+    /// nothing new.
+    fn more(&mut self) -> io::Result<Vec<String>> {
+        let size = self.file.metadata()?.len();
+        if size < self.position {
+            self.position = 0;
+        }
+        if size == self.position {
+            // Read to the end, so nothing is lost but what is written in this very moment. The
+            // server appends, so it goes on at the new end.
+            if size > EMPTY_AT {
+                self.file.set_len(0)?;
+                self.position = 0;
+            }
+            return Ok(Vec::new());
+        }
+        let mut buffer = vec![0; 64 << 10];
+        self.file.seek(SeekFrom::Start(self.position))?;
+        let n = self.file.read(&mut buffer)?;
+        self.position += n as u64;
+        Ok(self.splitter.feed(&buffer[..n]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn continuation_lines_are_joined_and_old_lines_go() {
+        let ring = Ring::default();
+        ring.push("ERROR:  no".into());
+        ring.push("\tDETAIL".into());
+        assert_eq!(ring.after(0), [(1, "ERROR:  no\n\tDETAIL".to_owned())]);
+        for n in 0..KEPT_LINES {
+            ring.push(n.to_string());
+        }
+        let lines = ring.after(0);
+        assert_eq!((lines.len(), lines[0].0), (KEPT_LINES, 2));
+        assert_eq!(ring.after(KEPT_LINES as u64 + 1).len(), 0);
+        assert_eq!(ring.newest_with(&["ERROR", "1999"]).unwrap(), "1999");
+    }
+
+    #[test]
+    fn a_file_that_was_emptied_is_followed_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, "one\ntwo\nthr").unwrap();
+        let mut follower = Follower::open(&path).unwrap();
+        assert_eq!(follower.more().unwrap(), ["one", "two"]);
+        std::fs::write(&path, "x\n").unwrap();
+        assert_eq!(follower.more().unwrap(), ["thrx"]);
+        assert!(follower.more().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,139 @@
+//! Reading `/proc`: who is this process, who works in this directory, who is in this group.
+//!
+//! Read only. Answers are snapshots; a caller that acts on one must hold something that keeps the
+//! pid from being reused (a pidfd, a child handle) or accept that nothing was there.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Pid;
+
+/// A process as identified by its id and the moment it started, which no other process shares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ProcessIdentity {
+    /// Process id.
+    pub pid: i32,
+    /// Start time in clock ticks since boot (proc(5), stat field 22).
+    pub start_ticks: u64,
+}
+
+impl ProcessIdentity {
+    /// The identity of a living process, `None` when there is none (a zombie counts as gone).
+    pub fn of(pid: Pid) -> Option<Self> {
+        let stat = Stat::read(pid.as_raw_nonzero().get())?;
+        (stat.state != 'Z').then_some(Self { pid: stat.pid, start_ticks: stat.start_ticks })
+    }
+
+    /// Whether this very process still lives.
+    pub fn is_alive(self) -> bool {
+        Stat::read(self.pid).is_some_and(|s| s.start_ticks == self.start_ticks && s.state != 'Z')
+    }
+}
+
+/// The executable's file name, e.g. `postgres`. `None` when it cannot be read.
+pub fn executable_name(pid: Pid) -> Option<OsString> {
+    let link = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let name = link.file_name()?.to_owned();
+    // The kernel marks a replaced executable, e.g. after a package upgrade.
+    let text = name.to_string_lossy();
+    Some(text.strip_suffix(" (deleted)").map_or(name.clone(), OsString::from))
+}
+
+/// The working directory, `None` when it cannot be read.
+pub fn working_directory(pid: Pid) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/cwd")).ok()
+}
+
+/// The command line or process title, arguments joined by spaces.
+pub fn title(pid: i32) -> Option<String> {
+    let raw = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let text = String::from_utf8_lossy(&raw).replace('\0', " ");
+    Some(text.trim_end().to_owned())
+}
+
+/// All living processes whose working directory is `directory`.
+pub fn processes_in(directory: &Path) -> Vec<Pid> {
+    all_pids()
+        .filter(|pid| working_directory(*pid).is_some_and(|cwd| cwd == directory))
+        .filter(|pid| ProcessIdentity::of(*pid).is_some())
+        .collect()
+}
+
+/// All living members of a process group.
+pub fn group_members(group: Pid) -> Vec<Pid> {
+    let group = group.as_raw_nonzero().get();
+    all_pids()
+        .filter(|pid| {
+            Stat::read(pid.as_raw_nonzero().get())
+                .is_some_and(|s| s.group == group && s.state != 'Z')
+        })
+        .collect()
+}
+
+/// All other processes that have a file open.
+pub fn holding_open(file: &Path) -> Vec<Pid> {
+    let me = rustix::process::getpid();
+    let has_it = |pid: &Pid| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        descriptors.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|target| target == file)
+    };
+    all_pids().filter(|pid| *pid != me).filter(has_it).collect()
+}
+
+fn all_pids() -> impl Iterator<Item = Pid> {
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(Pid::from_raw)
+}
+
+struct Stat {
+    pid: i32,
+    state: char,
+    group: i32,
+    start_ticks: u64,
+}
+
+impl Stat {
+    fn read(pid: i32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// `pid (comm) state ppid pgrp ...`; comm may hold spaces and parentheses, so cut at the last.
+    fn parse(text: &str) -> Option<Self> {
+        let (head, tail) = text.rsplit_once(')')?;
+        let pid = head.split_once(' ')?.0.parse().ok()?;
+        let fields: Vec<&str> = tail.split_whitespace().collect();
+        Some(Self {
+            pid,
+            state: fields.first()?.chars().next()?,
+            group: fields.get(2)?.parse().ok()?,
+            start_ticks: fields.get(19)?.parse().ok()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_line_with_a_hostile_name() {
+        let line = "4242 (a) R 1 (b) S 7 4242 4242 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1";
+        let stat = Stat::parse(line).unwrap();
+        assert_eq!((stat.pid, stat.state, stat.group), (4242, 'S', 4242));
+        assert_eq!(stat.start_ticks, 987_654);
+    }
+
+    #[test]
+    fn this_process_is_alive_and_another_start_is_not_it() {
+        let me = Pid::from_raw(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let identity = ProcessIdentity::of(me).unwrap();
+        assert!(identity.is_alive());
+        let other = ProcessIdentity { start_ticks: identity.start_ticks + 1, ..identity };
+        assert!(!other.is_alive());
+    }
+}
