@@ -29,6 +29,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How Headrest writes its log.
     pub log_format: LogFormat,
+    /// The operating-system user to become when started as root.
+    pub os_user: String,
     /// The supervised PostgreSQL; `None` when Headrest runs beside an existing server.
     pub postgres: Option<PostgresConfig>,
     /// The tool.
@@ -80,7 +82,7 @@ impl Config {
         let server = sections::server(&mut reader);
         let state_dir = sections::state_dir(&mut reader);
         let log_format = sections::log_format(&mut reader);
-        let postgres = sections::postgres(&mut reader);
+        let (os_user, postgres) = sections::postgres(&mut reader);
         let pgbackrest = sections::pgbackrest(&mut reader);
         let stanzas = sections::stanzas(&mut reader);
         sections::check_places(&mut reader, &state_dir, postgres.as_ref());
@@ -90,6 +92,7 @@ impl Config {
             server,
             state_dir,
             log_format,
+            os_user,
             postgres,
             pgbackrest,
             stanzas,

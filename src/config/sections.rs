@@ -64,8 +64,6 @@ pub struct PostgresConfig {
     pub data_dir: PathBuf,
     /// Where `postgres` is; found when not given.
     pub bin_dir: Option<PathBuf>,
-    /// The operating-system user of every child and, when started as root, of Headrest itself.
-    pub os_user: String,
     /// The database superuser that Headrest connects as.
     pub superuser: String,
     /// The port; PostgreSQL's own configuration decides when not given.
@@ -123,9 +121,10 @@ pub(super) fn log_format(reader: &mut Reader<'_>) -> LogFormat {
 
 /// The section's absence means "beside an existing server", but with no file at all the product
 /// works out of the box, so then it means its defaults.
-pub(super) fn postgres(reader: &mut Reader<'_>) -> Option<PostgresConfig> {
+pub(super) fn postgres(reader: &mut Reader<'_>) -> (String, Option<PostgresConfig>) {
     let expected = !reader.has_file() || reader.has_section("postgres");
     let supervise = reader.get("postgres.supervise", expected);
+    let os_user = reader.get("postgres.os_user", "postgres".to_owned());
     let data_default = reader
         .postgres_variable("PGDATA")
         .unwrap_or_else(|| "/var/lib/postgresql/data".to_owned());
@@ -134,7 +133,6 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> Option<PostgresConfig> {
         bin_dir: Some(reader.get("postgres.bin_dir", String::new()))
             .filter(|dir| !dir.is_empty())
             .map(PathBuf::from),
-        os_user: reader.get("postgres.os_user", "postgres".to_owned()),
         superuser: reader.get("postgres.superuser", "postgres".to_owned()),
         port: reader.get_if_any("postgres.port"),
         socket_dir: reader.get_if_any::<String>("postgres.socket_dir").map(PathBuf::from),
@@ -144,7 +142,7 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> Option<PostgresConfig> {
     if config.port == Some(0) {
         reader.error("postgres.port", "0 is not a port");
     }
-    supervise.then_some(config)
+    (os_user, supervise.then_some(config))
 }
 
 pub(super) fn pgbackrest(reader: &mut Reader<'_>) -> PgbackrestConfig {

@@ -1,0 +1,267 @@
+//! The composition root: builds everything, starts it in order, waits, stops it in order.
+
+mod identity;
+mod pgbackrest_side;
+mod places;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use axum::serve::ListenerExt as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::{EXIT_CONFIG, complain};
+use crate::config::{Auth as AuthMode, Config, Environment};
+use crate::http::state::Shared;
+use crate::http::{self, AppState, Auth};
+use crate::jobs::context::{ServerSide, Wake};
+use crate::jobs::journal::Journals;
+use crate::jobs::{self, Catalog, Context, JobsHandle};
+use crate::pgbackrest::command::archive_command;
+use crate::pgbackrest::runner::GRACE;
+use crate::postgres::bootstrap::FirstStart;
+use crate::postgres::install::Binaries;
+use crate::postgres::pgdata;
+use crate::postgres::supervisor::{Actor, Order, PostgresHandle, Settings};
+use crate::process::signals::Termination;
+use crate::pulse::Pulses;
+use crate::store::Store;
+use crate::telemetry;
+
+/// How long requests under way may take once everything else has ended.
+const HTTP_GRACE: Duration = Duration::from_secs(3);
+/// What a stop of PostgreSQL may take beyond its configured time, for the later rungs.
+const STOP_RUNGS: Duration = Duration::from_secs(70);
+
+/// Something that is wrong with how Headrest was started, found after the configuration was read.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Misconfigured(String);
+
+/// Runs the service until it is told to stop.
+pub fn run(config: Config, environment: &Environment) -> ExitCode {
+    telemetry::start(config.log_format, environment.get("RUST_LOG"));
+    match start(config, environment) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = complain(&format!("{error:#}"));
+            if error.is::<Misconfigured>() { EXIT_CONFIG.into() } else { code }
+        }
+    }
+}
+
+fn start(config: Config, environment: &Environment) -> anyhow::Result<()> {
+    // Before there are threads, and before anything is written as root that should not be.
+    let user = identity::settle(&config)?;
+    let _lock = places::claim_state_dir(&config.state_dir)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let outcome = runtime.block_on(serve(config, environment, user));
+    // Blocking reads of the store may still be under way; they end by themselves.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+async fn serve(
+    config: Config,
+    environment: &Environment,
+    user: identity::User,
+) -> anyhow::Result<()> {
+    let mut signals = Termination::listen().context("cannot listen for signals")?;
+    let address = config.server.listen;
+    // First of all: a second service on this port must not touch anything.
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}"))?;
+    let address = listener.local_addr().context("cannot tell the address")?;
+
+    let stanza = config.stanzas.first().map(|stanza| stanza.name.clone());
+    let stanza = stanza.ok_or_else(|| anyhow!("no stanza is configured"))?;
+    let side = pgbackrest_side::find(&config, environment, &user, &stanza)?;
+    places::make_pgbackrest_hint(&config.state_dir, &side.added)?;
+    let version = pgbackrest_side::version(&side.tool).await;
+
+    let store = Store::open(&config.state_dir.join("headrest.db"))?;
+    let journals = Journals::in_state_dir(&config.state_dir)?;
+    let wake = Wake::new(store.last_event_id().await?);
+    let tool = Arc::new(side.tool);
+    let names: Vec<_> = config.stanzas.iter().map(|stanza| stanza.name.clone()).collect();
+    let catalog = Catalog::new(Arc::clone(&tool), names.clone());
+    let (shutdown, hurry) = (CancellationToken::new(), CancellationToken::new());
+    let (streams_end, output_end) = (CancellationToken::new(), CancellationToken::new());
+
+    let server = match &config.postgres {
+        Some(postgres) => Some(ServerSide {
+            stanza: stanza.clone(),
+            data_dir: postgres.data_dir.clone(),
+            binaries: Binaries::find(
+                postgres.bin_dir.as_deref(),
+                environment.get("PATH").unwrap_or_default(),
+                pgdata::major_version(&postgres.data_dir),
+            )?,
+            env: user.environment(environment),
+            superuser: postgres.superuser.clone(),
+            user_options: side.options,
+            stop_patience: postgres.stop_timeout + STOP_RUNGS,
+        }),
+        None => None,
+    };
+    let found = jobs::boot::look_back(&store, &journals, &wake, server.as_ref()).await?;
+
+    let mut pulses = Pulses::new();
+    let mut supervising = None;
+    let postgres = match (&config.postgres, &server) {
+        (Some(postgres), Some(server)) => {
+            let mut env = server.env.clone();
+            env.extend(side.postgres_env);
+            let settings = Settings {
+                config: postgres.clone(),
+                binaries: server.binaries.clone(),
+                env,
+                archive_command: archive_command(&tool.binary.display().to_string(), &stanza),
+                state_dir: config.state_dir.clone(),
+                first_start: FirstStart {
+                    data_dir: postgres.data_dir.clone(),
+                    superuser: postgres.superuser.clone(),
+                    os_user: user.name.clone(),
+                    state_dir: config.state_dir.clone(),
+                },
+                fenced_by: found.fenced_by,
+            };
+            let pulse = pulses.add("supervisor");
+            let (handle, task) = PostgresHandle::spawn(settings, pulse, output_end.clone());
+            supervising = Some(task);
+            handle
+        }
+        _ => PostgresHandle::beside(),
+    };
+    let context = Context {
+        tool,
+        version: version.clone(),
+        catalog: catalog.clone(),
+        postgres: postgres.clone(),
+        server,
+        store: store.clone(),
+        journals,
+        wake,
+        shutdown: shutdown.clone(),
+        hurry: hurry.clone(),
+    };
+    let (jobs, mut queue) = JobsHandle::spawn(context.clone(), names.clone(), pulses.add("jobs"));
+
+    let token = match config.server.auth {
+        AuthMode::Token => Some(places::admin_token(&config)?),
+        AuthMode::Off => None,
+    };
+    let state = AppState::new(Shared {
+        jobs: jobs.clone(),
+        postgres: postgres.clone(),
+        catalog,
+        store,
+        auth: Auth::new(config.server.auth, token.as_ref()),
+        stanzas: names,
+        allowed_hosts: config.server.allowed_hosts.clone(),
+        short_routes: config.server.short_routes,
+        pgbackrest: version,
+        pulses,
+        shutdown: streams_end.clone(),
+    });
+    let router = http::router::router(&state).into_make_service_with_connect_info::<SocketAddr>();
+    // Small answers go out at once.
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
+    let ending = streams_end.clone();
+    let mut http: JoinHandle<_> = tokio::spawn(
+        axum::serve(listener, router)
+            .with_graceful_shutdown(async move { ending.cancelled().await })
+            .into_future(),
+    );
+    tracing::info!("the dashboard and the API answer at http://{address}/");
+
+    // Only now PostgreSQL: whatever goes wrong from here on can be read.
+    if let Some((job, journal, action)) = found.resume {
+        jobs.resume(job, journal, action).await;
+    } else if postgres.is_supervised() && found.fenced_by.is_none() {
+        postgres.order(Order::Start, Actor::Operator).await?;
+    }
+    if postgres.is_supervised() {
+        tokio::spawn(jobs::first_start::run(context, jobs, stanza));
+    }
+
+    tokio::select! {
+        signal = signals.next() => tracing::info!("{signal}: stopping; a second one hurries"),
+        ended = &mut http => bail!("the HTTP server ended: {ended:?}"),
+        ended = &mut queue => bail!("the job queue ended: {ended:?}"),
+    }
+    shutdown.cancel();
+    let stop = stop_in_order(&mut queue, &postgres, &hurry);
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => break,
+            signal = signals.next() => {
+                tracing::warn!("{signal} again: no more patience");
+                hurry.cancel();
+            }
+        }
+    }
+    streams_end.cancel();
+    output_end.cancel();
+    if timeout(HTTP_GRACE, &mut http).await.is_err() {
+        http.abort();
+    }
+    drop(supervising);
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Jobs first, then PostgreSQL, whose archiver still needs the repository.
+async fn stop_in_order(
+    queue: &mut JoinHandle<()>,
+    postgres: &PostgresHandle,
+    hurry: &CancellationToken,
+) {
+    if timeout(GRACE + Duration::from_secs(20), queue).await.is_err() {
+        tracing::error!("jobs did not end in time");
+    }
+    if !postgres.is_supervised() {
+        return;
+    }
+    let by = match postgres.status().fenced_by {
+        Some(job) => Actor::Restore(job),
+        None => Actor::Operator,
+    };
+    if let Err(refusal) = postgres.order(Order::Stop, by).await {
+        tracing::warn!("PostgreSQL was not stopped: {refusal}");
+        return;
+    }
+    let mut pressed = false;
+    loop {
+        let patience = Duration::from_mins(10);
+        let gone = postgres.wait_until(patience, |status| !status.state.has_process());
+        tokio::select! {
+            _ = gone => return,
+            () = hurry.cancelled(), if !pressed => {
+                pressed = true;
+                // The second order escalates.
+                let _ = postgres.order(Order::Stop, by).await;
+            }
+        }
+    }
+}
+
+/// A path that exists, or the nearest one above it that does.
+fn nearest_existing(path: &Path) -> PathBuf {
+    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned()
+}

@@ -1,0 +1,121 @@
+//! Who Headrest and its children are: root is given up before anything runs.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, chown};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use nix::unistd::{Uid, User as Account, initgroups, setgid, setuid};
+
+use crate::config::{Config, Environment};
+
+/// Variables that children get from our own environment.
+const PASSED_ON: [&str; 4] = ["PATH", "LANG", "TZ", "PGTZ"];
+
+/// The user that everything runs as.
+#[derive(Debug, Clone)]
+pub(super) struct User {
+    pub(super) name: String,
+    home: PathBuf,
+}
+
+impl User {
+    /// The environment of PostgreSQL's programs: a short list, nothing that would leak into them.
+    pub(super) fn environment(&self, ours: &Environment) -> BTreeMap<String, String> {
+        let mut env: BTreeMap<String, String> = PASSED_ON
+            .into_iter()
+            .filter_map(|name| Some((name.to_owned(), ours.get(name)?.to_owned())))
+            .chain(ours.with_prefix("LC_").map(|(name, value)| (name.to_owned(), value.to_owned())))
+            .collect();
+        env.entry("PATH".to_owned())
+            .or_insert_with(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
+        env.insert("HOME".to_owned(), self.home.display().to_string());
+        env.insert("USER".to_owned(), self.name.clone());
+        env.insert("LOGNAME".to_owned(), self.name.clone());
+        env
+    }
+}
+
+/// As root: makes the directories and becomes the configured user. Otherwise: says who we are.
+pub(super) fn settle(config: &Config) -> anyhow::Result<User> {
+    let me = Uid::effective();
+    if !me.is_root() {
+        let account = Account::from_uid(me).context("cannot look up our own user")?;
+        // A user without an entry (an arbitrary `--user` of a container) is known by its number.
+        return Ok(account.map_or_else(
+            || User { name: me.to_string(), home: PathBuf::from("/") },
+            |account| User { name: account.name, home: account.dir },
+        ));
+    }
+    let name = &config.os_user;
+    let account = Account::from_name(name)
+        .with_context(|| format!("cannot look up the operating-system user {name}"))?
+        .with_context(|| {
+            format!(
+                "the operating-system user {name} does not exist; install PostgreSQL, or set \
+                 postgres.os_user"
+            )
+        })?;
+    if account.uid.is_root() {
+        bail!("postgres.os_user is root; PostgreSQL refuses to run as root");
+    }
+    hand_over(&config.state_dir, 0o700, &account)?;
+    if let Some(postgres) = &config.postgres {
+        hand_over(&postgres.data_dir, 0o700, &account)?;
+        if let Some(directory) = &postgres.socket_dir {
+            hand_over(directory, 0o755, &account)?;
+        }
+    }
+    for (option, mode) in [("REPO1_PATH", 0o750), ("LOCK_PATH", 0o770), ("LOG_PATH", 0o750), ("SPOOL_PATH", 0o750)] {
+        let variable = format!("PGBACKREST_{option}");
+        let path = config.pgbackrest_env.iter().find(|(name, _)| *name == variable);
+        let posix = !config.pgbackrest_env.iter().any(|(name, value)| {
+            option == "REPO1_PATH"
+                && (name == "PGBACKREST_REPO1_HOST"
+                    || name == "PGBACKREST_REPO1_TYPE" && value != "posix")
+        });
+        if let Some((_, path)) = path.filter(|_| posix) {
+            hand_over(Path::new(path), mode, &account)?;
+        }
+    }
+    let name_c = CString::new(name.as_str()).context("postgres.os_user holds a zero byte")?;
+    initgroups(&name_c, account.gid).context("cannot give up root's groups")?;
+    setgid(account.gid).context("cannot give up root's group")?;
+    setuid(account.uid).context("cannot give up root")?;
+    // Our own /proc entries stay readable for us, and core files possible.
+    let _ = nix::sys::prctl::set_dumpable(true);
+    Ok(User { name: name.clone(), home: account.dir })
+}
+
+/// Makes a directory for the user. One that is there and root's is given to it; one that is
+/// somebody else's is left alone, and will be complained about when it is used.
+fn hand_over(path: &Path, mode: u32, account: &Account) -> anyhow::Result<()> {
+    let shown = path.display();
+    match fs::DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Those above it stay root's, and open to pass through.
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent).with_context(|| format!("cannot make {shown}"))?;
+            }
+            fs::DirBuilder::new()
+                .mode(mode)
+                .create(path)
+                .with_context(|| format!("cannot make {shown}"))?;
+        }
+        Err(error) => return Err(error).with_context(|| format!("cannot make {shown}")),
+    }
+    let meta = fs::metadata(path).with_context(|| format!("cannot look at {shown}"))?;
+    if !meta.is_dir() {
+        bail!("{shown} is not a directory");
+    }
+    if meta.uid() == 0 {
+        chown(path, Some(account.uid.as_raw()), Some(account.gid.as_raw()))
+            .with_context(|| format!("cannot give {shown} to {}", account.name))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! Headrest's own files.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use rustix::fs::{FlockOperation, flock};
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::{Misconfigured, nearest_existing};
+use crate::config::Config;
+use crate::http;
+
+/// The shortest admin token that is taken.
+const SHORTEST_TOKEN: usize = 16;
+
+/// Makes the state directory and takes it for this process alone. The answer must be kept.
+pub(super) fn claim_state_dir(state_dir: &Path) -> anyhow::Result<File> {
+    let shown = state_dir.display();
+    let make = |path: &Path| match fs::DirBuilder::new().mode(0o700).recursive(true).create(path) {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            let above = nearest_existing(path);
+            Err(error).with_context(|| {
+                format!("cannot write to the state directory {shown} (below {})", above.display())
+            })
+        }
+    };
+    make(state_dir)?;
+    make(&state_dir.join("log"))?;
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(state_dir.join("headrest.lock"))
+        .with_context(|| format!("cannot write to the state directory {shown}"))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            bail!("another Headrest uses the state directory {shown}")
+        }
+        Err(errno) => Err(io::Error::from(errno))
+            .with_context(|| format!("cannot lock the state directory {shown}")),
+    }
+}
+
+/// The configured admin token, or the generated one, which stays the same from start to start.
+pub(super) fn admin_token(config: &Config) -> anyhow::Result<SecretString> {
+    if let Some(token) = &config.server.admin_token {
+        if token.expose_secret().len() < SHORTEST_TOKEN {
+            let text = format!("admin_token: has fewer than {SHORTEST_TOKEN} characters");
+            return Err(Misconfigured(text).into());
+        }
+        return Ok(token.clone());
+    }
+    let path = config.state_dir.join("admin-token");
+    let shown = path.display();
+    match fs::read_to_string(&path) {
+        Ok(text) if text.trim().len() >= SHORTEST_TOKEN => {
+            tracing::info!("the admin token is in {shown}");
+            return Ok(text.trim().to_owned().into());
+        }
+        Ok(_) => bail!("{shown} holds no admin token; remove it and start again"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot read {shown}")),
+    }
+    let token = http::random_token();
+    write_private(&path, &format!("{token}\n"))?;
+    tracing::info!("made an admin token; it is in {shown}");
+    // The value itself goes to a person in front of a terminal and into no log.
+    let mut stderr = io::stderr();
+    if stderr.is_terminal() {
+        let _ = writeln!(stderr, "headrest: the admin token is {token}");
+    }
+    Ok(token.into())
+}
+
+/// Writes what a person needs to run pgbackrest by hand with the settings that Headrest adds.
+pub(super) fn make_pgbackrest_hint(
+    state_dir: &Path,
+    added: &BTreeMap<String, String>,
+) -> anyhow::Result<()> {
+    let mut text = String::from(
+        "# What Headrest adds to pgBackRest's own configuration. To run pgbackrest by hand, as the\n\
+         # user PostgreSQL runs as:  . ./pgbackrest.env; pgbackrest --stanza=main info\n",
+    );
+    for (name, value) in added {
+        let value = shlex::try_quote(value).unwrap_or_default();
+        text.push_str(&format!("export {name}={value}\n"));
+    }
+    write_private(&state_dir.join("pgbackrest.env"), &text)
+}
+
+fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+    let write = || -> io::Result<()> {
+        let mut file =
+            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}

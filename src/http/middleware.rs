@@ -1,0 +1,6 @@
+//! What happens around every handler.
+
+pub(super) mod etag;
+pub(super) mod guard;
+pub(super) mod idempotency;
+pub(super) mod outermost;

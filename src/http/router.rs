@@ -1,0 +1,104 @@
+//! Every route.
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::get;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::SwaggerUi;
+
+use super::api::{backups, events, jobs, processes, restores, stanzas, version};
+use super::middleware::{etag, guard, idempotency, outermost};
+use super::problem::{ErrorCode, Problem};
+use super::state::AppState;
+use super::{dashboard, openapi, probes, short};
+use crate::config::ShortRoutes;
+
+/// `/api/v1`, with its documentation.
+pub(super) fn api() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(version::show))
+        .routes(routes!(stanzas::list))
+        .routes(routes!(stanzas::show, stanzas::create))
+        .routes(routes!(stanzas::info))
+        .routes(routes!(stanzas::check))
+        .routes(routes!(backups::list, backups::create))
+        .routes(routes!(backups::show))
+        .routes(routes!(restores::create))
+        .routes(routes!(restores::list))
+        .routes(routes!(restores::show))
+        .routes(routes!(jobs::list))
+        .routes(routes!(jobs::show))
+        .routes(routes!(jobs::cancel))
+        .routes(routes!(jobs::log))
+        .routes(routes!(events::of_job))
+        .routes(routes!(events::of_all))
+        .routes(routes!(processes::list))
+        .routes(routes!(processes::show))
+        .routes(routes!(processes::log))
+        .routes(routes!(processes::start))
+        .routes(routes!(processes::stop))
+        .routes(routes!(processes::restart))
+        .routes(routes!(processes::reload))
+}
+
+/// The probes, with their documentation.
+pub(super) fn probes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(probes::livez))
+        .routes(routes!(probes::readyz))
+        .routes(routes!(probes::startupz))
+}
+
+fn short_routes() -> Router<AppState> {
+    Router::new()
+        .route("/info", get(short::info))
+        .route("/db_status", get(short::db_status))
+        .route("/backup/full", get(short::full).post(short::full))
+        .route("/backup/diff", get(short::diff).post(short::diff))
+        .route("/backup/incr", get(short::incr).post(short::incr))
+        .route("/restore/delta", get(short::restore).post(short::restore))
+        .route("/restore/time/latest", get(short::restore).post(short::restore))
+        .route("/create", get(short::create).post(short::create))
+}
+
+fn pages() -> Router<AppState> {
+    Router::new()
+        .route("/", get(dashboard::overview))
+        .route("/backups", axum::routing::post(dashboard::back_up))
+        .route("/logout", axum::routing::post(dashboard::log_out))
+}
+
+/// Open to everybody: the way in, and what it looks like.
+fn open_pages() -> Router<AppState> {
+    Router::new()
+        .route("/login", get(dashboard::login_page).post(dashboard::log_in))
+        .route("/static/{file}", get(dashboard::asset))
+}
+
+/// The whole service.
+pub fn router(state: &AppState) -> Router {
+    let (api, _) = api().split_for_parts();
+    let (probes, _) = probes().split_for_parts();
+    let api = api.layer(from_fn(etag::tag)).layer(from_fn_with_state(state.clone(), idempotency::honour));
+    let mut guarded = Router::new()
+        .nest("/api/v1", api)
+        .merge(pages())
+        .merge(SwaggerUi::new("/docs").url("/api/v1/openapi.json", openapi::document()));
+    if state.short_routes != ShortRoutes::Off {
+        guarded = guarded.nest(short::PREFIX, short_routes());
+    }
+    let guarded = guarded
+        .fallback(|uri: axum::http::Uri| async move {
+            Problem::new(ErrorCode::NotFound, format!("there is no {}", uri.path()))
+        })
+        .layer(from_fn_with_state(state.clone(), guard::check));
+    probes
+        .merge(open_pages())
+        .merge(guarded)
+        .layer(CatchPanicLayer::custom(outermost::on_panic))
+        .layer(from_fn(dashboard::security_headers))
+        .layer(from_fn(outermost::wrap))
+        .with_state(state.clone())
+}

@@ -1,0 +1,20 @@
+//! Against a real PostgreSQL and a real pgBackRest (and, where a failure cannot be had from the
+//! real one, a script in its place).
+#![expect(clippy::disallowed_methods, reason = "tests start programs and read clocks")]
+#![expect(clippy::print_stderr, reason = "what a failing test has to say")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod backups;
+mod ended;
+mod events;
+mod exits;
+mod info_answers;
+mod interrupted;
+mod lane;
+mod restore_kills;
+mod restores;
+mod short_routes;
+mod story;
+mod wal;

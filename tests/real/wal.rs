@@ -1,0 +1,148 @@
+//! Commits that the archive does not have.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use rustix::process::Signal;
+
+use crate::support::files::walk;
+use crate::support::instance::Instance;
+use crate::support::jobs::id_of;
+use crate::support::rows::Rows;
+use crate::support::{PATIENCE, SOON, process, until};
+
+/// Ends Headrest and the server the hard way, so that the last segment is in nobody's archive.
+fn crash_everything(instance: &mut Instance) {
+    instance.kill();
+    let postmaster = instance.postmaster().expect("a postmaster");
+    process::signal(postmaster, Signal::KILL);
+    until("all server processes are gone", SOON, || instance.servers().is_empty().then_some(()));
+    instance.wait_no_pgbackrest();
+}
+
+/// The server stays down: it cannot start any more.
+fn break_settings(instance: &Instance) {
+    let file = instance.data_dir().join("postgresql.auto.conf");
+    let mut settings = fs::OpenOptions::new().append(true).open(&file).unwrap();
+    writeln!(settings, "shared_preload_libraries = 'there_is_no_such_library'").unwrap();
+}
+
+#[test]
+fn commits_in_the_unarchived_segment_of_a_killed_server_survive() {
+    let mut instance = Instance::with_full_backup();
+    let mut rows = Rows::in_new_table(&instance.sql, "t");
+    rows.add(100);
+    instance.sql.run("SELECT pg_switch_wal()");
+    rows.add(100);
+    crash_everything(&mut instance);
+    break_settings(&instance);
+    instance.start();
+    instance.wait_server("backing-off");
+    instance.good_restore();
+    rows.check();
+    // What was kept aside is not kept for ever.
+    let kept: Vec<_> = fs::read_dir(instance.root.join("state/restore")).unwrap().flatten().collect();
+    assert!(!kept.iter().any(|entry| entry.path().is_dir()), "{kept:?}");
+
+    rows.add(100);
+    crash_everything(&mut instance);
+    fs::remove_file(instance.data_dir().join("global/pg_control")).unwrap();
+    instance.start();
+    instance.wait_server("failed");
+    instance.good_restore();
+    rows.check();
+}
+
+/// Takes the right to write from a directory tree, or gives it back.
+fn set_writable(directory: &Path, writable: bool) {
+    let mut all = walk(directory);
+    all.push(directory.to_owned());
+    for path in all {
+        let is_directory = path.is_dir();
+        let mode = match (is_directory, writable) {
+            (true, true) => 0o750,
+            (true, false) => 0o550,
+            (false, true) => 0o640,
+            (false, false) => 0o440,
+        };
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
+    }
+}
+
+#[test]
+fn commits_survive_a_broken_archive() {
+    let instance = Instance::with_full_backup();
+    let archive = instance.root.join("repo/archive");
+    set_writable(&archive, false);
+    let mut rows = Rows::in_new_table(&instance.sql, "t");
+    for _ in 0..3 {
+        rows.add(50);
+        instance.sql.run("SELECT pg_switch_wal()");
+    }
+    rows.add(50);
+    until("the archiver fails", PATIENCE, || {
+        let failed = instance.sql.run("SELECT failed_count > 0 FROM pg_stat_archiver");
+        (failed == "t").then_some(())
+    });
+
+    // Either every row is there afterwards, or the restore says why it does not begin.
+    let job = instance.restore();
+    if job["state"] == "failed" {
+        let message = job["error"]["message"].as_str().unwrap_or_default();
+        assert!(!message.is_empty(), "refused without a reason: {job:#}");
+        assert_eq!(instance.journal_phase(), "aborted", "{job:#}");
+    } else {
+        assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(id_of(&job)));
+    }
+    instance.wait_ready();
+    rows.check();
+
+    set_writable(&archive, true);
+    rows.add(50);
+    instance.good_backup("full");
+    rows.add(50);
+    instance.good_restore();
+    rows.check();
+}
+
+/// A segment in the middle of the archive is missing: PostgreSQL must not be promoted before it.
+#[test]
+fn a_gap_in_the_archive_is_waited_at_and_never_promoted() {
+    let instance = Instance::with_full_backup();
+    let mut rows = Rows::in_new_table(&instance.sql, "t");
+    let mut segments = Vec::new();
+    for _ in 0..4 {
+        rows.add(20);
+        let switch = "SELECT pg_walfile_name(pg_switch_wal())";
+        segments.push(instance.sql.run(switch));
+    }
+    let last = segments.last().unwrap();
+    until("the segments are archived", PATIENCE, || {
+        let done = instance.sql.run("SELECT last_archived_wal FROM pg_stat_archiver");
+        (done >= *last).then_some(())
+    });
+    // Out of the archive and, by the restore itself, out of pg_wal.
+    let hidden = walk(&instance.root.join("repo/archive"))
+        .into_iter()
+        .find(|path| path.file_name().unwrap().to_string_lossy().starts_with(&segments[1]))
+        .expect("the segment in the archive");
+    let aside = instance.root.join("aside");
+    fs::rename(&hidden, &aside).unwrap();
+
+    let id = instance.begin_restore();
+    let wanted = segments[1].clone();
+    instance.wait_job_until(&id, "says what it waits for", |job| {
+        job["progress"]["phase"].as_str().is_some_and(|phase| phase.contains(&wanted))
+    });
+    assert_eq!(instance.journal_phase(), "recovering");
+    assert_eq!(instance.http.probe("/readyz"), Some(503));
+    assert_eq!(instance.control("Latest checkpoint's TimeLineID"), "1");
+
+    fs::rename(&aside, &hidden).unwrap();
+    let job = instance.wait_job(&id);
+    assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(&id));
+    instance.wait_ready();
+    rows.check();
+}

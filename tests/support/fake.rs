@@ -1,0 +1,68 @@
+//! A pgbackrest of our own: a shell script that does, per command, what a test tells it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use super::instance::Instance;
+
+/// `info` of a stanza that is well and has a backup: a first start has nothing to do.
+pub(crate) const GOOD_INFO: &str = r#"[{"archive":[{"database":{"id":1,"repo-key":1},"id":"15-1","max":"000000010000000000000003","min":"000000010000000000000001"}],"backup":[{"archive":{"start":"000000010000000000000002","stop":"000000010000000000000002"},"backrest":{"format":5,"version":"2.45"},"database":{"id":1,"repo-key":1},"error":false,"info":{"delta":1000,"repository":{"delta":100,"size":100},"size":1000},"label":"20261101-000000F","lsn":{"start":"0/2000028","stop":"0/2000100"},"prior":null,"reference":null,"timestamp":{"start":1793491200,"stop":1793491203},"type":"full"}],"cipher":"none","db":[{"id":1,"repo-key":1,"system-id":7000000000000000000,"version":"15"}],"name":"main","repo":[{"cipher":"none","key":1,"status":{"code":0,"message":"ok"}}],"status":{"code":0,"lock":{"backup":{"held":false}},"message":"ok"}}]"#;
+
+const SCRIPT: &str = r#"#!/bin/sh
+case "$*" in
+*archive-push*) command=archive-push ;;
+*) for command; do :; done ;;
+esac
+[ -f "DIRECTORY/$command" ] || exit 0
+. "DIRECTORY/$command"
+"#;
+
+/// The script and what it does.
+#[derive(Debug)]
+pub(crate) struct Fake {
+    directory: PathBuf,
+}
+
+impl Fake {
+    /// Makes an instance use it from its next start. `version` and `info` answer well, everything
+    /// else succeeds without a word.
+    pub(crate) fn installed_in(instance: &mut Instance) -> Self {
+        let directory = instance.root.join("fake");
+        instance.user.make_directory(&directory, 0o755);
+        let fake = Self { directory };
+        fake.on("version", "echo 'pgBackRest 2.45'");
+        fake.answer_info(GOOD_INFO);
+        let script = SCRIPT.replace("DIRECTORY", &fake.directory.display().to_string());
+        fs::write(fake.program(), script).expect("write");
+        fs::set_permissions(fake.program(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        instance.set("HEADREST_PGBACKREST__BIN", fake.program().display().to_string());
+        fake
+    }
+
+    /// The script.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.directory.join("pgbackrest")
+    }
+
+    /// From now on this command does this; in one step, because it may be running.
+    pub(crate) fn on(&self, command: &str, script: &str) {
+        let new = self.directory.join(format!("{command}.new"));
+        fs::write(&new, format!("{script}\n")).expect("write");
+        fs::rename(&new, self.directory.join(command)).expect("rename");
+    }
+
+    /// From now on `info` prints this.
+    pub(crate) fn answer_info(&self, answer: &str) {
+        self.answer_info_bytes(answer.as_bytes());
+    }
+
+    /// The same with any bytes.
+    pub(crate) fn answer_info_bytes(&self, answer: &[u8]) {
+        let file = self.directory.join("info-answer");
+        let new = self.directory.join("info-answer.new");
+        fs::write(&new, answer).expect("write");
+        fs::rename(&new, &file).expect("rename");
+        self.on("info", &format!("cat '{}'", file.display()));
+    }
+}

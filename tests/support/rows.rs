@@ -1,0 +1,57 @@
+//! Rows that must all be there in the end.
+
+use std::collections::BTreeSet;
+
+use super::sql::Sql;
+
+/// A table and what was committed to it.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    sql: Sql,
+    table: String,
+    committed: BTreeSet<u32>,
+}
+
+impl Rows {
+    /// Makes the table.
+    pub(crate) fn in_new_table(sql: &Sql, table: &str) -> Self {
+        Self::in_tablespace(sql, table, "pg_default")
+    }
+
+    /// Makes the table, somewhere.
+    pub(crate) fn in_tablespace(sql: &Sql, table: &str, tablespace: &str) -> Self {
+        sql.run(&format!("CREATE TABLE {table} (id integer PRIMARY KEY) TABLESPACE {tablespace}"));
+        Self { sql: sql.clone(), table: table.to_owned(), committed: BTreeSet::new() }
+    }
+
+    /// Commits some more.
+    #[track_caller]
+    pub(crate) fn add(&mut self, count: u32) {
+        let first = self.committed.last().map_or(1, |last| last + 1);
+        let last = first + count - 1;
+        let table = &self.table;
+        self.sql.run(&format!("INSERT INTO {table} SELECT generate_series({first}, {last})"));
+        self.committed.extend(first..=last);
+    }
+
+    /// Exactly the committed rows are there.
+    #[track_caller]
+    pub(crate) fn check(&self) {
+        let found = self.sql.run(&format!("SELECT id FROM {} ORDER BY id", self.table));
+        let found: BTreeSet<u32> = found.lines().map(|line| line.parse().unwrap()).collect();
+        let lost: Vec<_> = self.committed.difference(&found).collect();
+        let strange: Vec<_> = found.difference(&self.committed).collect();
+        assert!(
+            lost.is_empty() && strange.is_empty(),
+            "of {} committed rows {} are lost ({:?}…), and {strange:?} were never committed",
+            self.committed.len(),
+            lost.len(),
+            lost.first()
+        );
+    }
+
+    /// The table's file, below PGDATA.
+    pub(crate) fn file(&self) -> String {
+        self.sql.run(&format!("SELECT pg_relation_filepath('{}')", self.table))
+    }
+}
