@@ -464,7 +464,8 @@ async fn carry_out(
             restore::run(&context, spec, begin, &mut recorder, &cancel, &phases).await
         }
     };
-    recorder.finish().await;
+    let done = matches!(ended.outcome, Some(Outcome::Succeeded | Outcome::Warned));
+    recorder.finish(done).await;
     ended
 }
 

@@ -119,8 +119,15 @@ impl Recorder {
         }
     }
 
-    /// Stores what was held back. Call at the end of a job.
-    pub async fn finish(&mut self) {
+    /// Stores what was held back, and how far the job came. Call at the end of a job.
+    pub async fn finish(&mut self, done: bool) {
+        self.progress.eta_s = None;
+        if done && self.progress.percent_hundredths.is_some() {
+            self.progress.percent_hundredths = Some(10_000);
+        }
+        if self.progress != Progress::default() {
+            self.store_all(true, vec![progress_event(&self.progress)]).await;
+        }
         if self.dropped > 0 {
             let text = format!("… {} lines were not kept here; the last ones follow", self.dropped);
             let mut events = vec![log_event(Level::Warn, None, text)];

@@ -44,11 +44,3 @@ pub(crate) fn within<T>(patience: Duration, mut look: impl FnMut() -> Option<T>)
         thread::sleep(LOOK_EVERY);
     }
 }
-
-/// Looks all the time whether something holds that must not happen, until `patience` is over.
-#[track_caller]
-pub(crate) fn never(what: &str, patience: Duration, look: impl FnMut() -> Option<String>) {
-    if let Some(found) = within(patience, look) {
-        panic!("{what}: {found}");
-    }
-}

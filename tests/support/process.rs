@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A living process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,24 +46,12 @@ impl Process {
         let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
         Some(line.trim().to_owned())
     }
-
-    /// Processor time so far, in clock ticks (hundredths of a second).
-    pub(crate) fn cpu_ticks(pid: i32) -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process is gone");
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    }
 }
 
 /// All processes there are.
 pub(crate) fn all() -> Vec<Process> {
     let pids = fs::read_dir("/proc").unwrap().flatten();
     pids.filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?)).collect()
-}
-
-/// The children of a process, dead ones that nobody has waited for included.
-pub(crate) fn children_of(pid: i32) -> Vec<Process> {
-    all().into_iter().filter(|process| process.parent == pid).collect()
 }
 
 /// The living processes of an instance: those that work in its directory or have a variable that
@@ -90,9 +78,4 @@ pub(crate) fn signal(pid: i32, signal: Signal) {
     let pid = Pid::from_raw(pid).expect("a pid");
     assert_ne!(pid, rustix::process::getpid());
     let _ = kill_process(pid, signal);
-}
-
-/// Sends a signal to a whole group.
-pub(crate) fn signal_group(group: i32, signal: Signal) {
-    let _ = kill_process_group(Pid::from_raw(group).expect("a group"), signal);
 }

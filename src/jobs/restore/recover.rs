@@ -212,13 +212,17 @@ impl Run<'_> {
     }
 }
 
-/// The segment in the title of a startup process that waits.
+/// The segment in the title of a startup process that found no more WAL. "recovering" stands there
+/// when the last place it looked was a segment in `pg_wal` that ends in the middle.
 fn wanted_segment(
     title: &str,
     parse: impl Fn(&str) -> Option<WalSegment>,
 ) -> Option<WalSegment> {
-    let (_, wanted) = title.split_once("waiting for ")?;
-    parse(wanted.split_whitespace().next()?)
+    let mut parts = ["waiting for ", "recovering "].into_iter().filter_map(|word| {
+        let (_, wanted) = title.split_once(word)?;
+        parse(wanted.split_whitespace().next()?)
+    });
+    parts.next()
 }
 
 #[cfg(test)]
@@ -233,7 +237,7 @@ mod tests {
             // Seen with 15, 17 and 18; the kernel pads with blanks.
             ("postgres: startup waiting for 00000001000000000000000E   ", Some(14)),
             ("postgres: main: startup waiting for 00000001000000000000000E", Some(14)),
-            ("postgres: startup recovering 00000001000000000000000E", None),
+            ("postgres: startup recovering 00000001000000000000000E", Some(14)),
             ("postgres: startup waiting for something", None),
             ("", None),
         ];
