@@ -80,9 +80,8 @@ async fn serve(
     let mut signals = Termination::listen().context("cannot listen for signals")?;
     let address = config.server.listen;
     // First of all: a second service on this port must not touch anything.
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}"))?;
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr().context("cannot tell the address")?;
 
     let stanza = config.stanzas.first().map(|stanza| stanza.name.clone());

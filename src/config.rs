@@ -201,7 +201,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "s3cret-s3cret-s3cret\n").unwrap();
         let path = file.path().to_str().unwrap();
-        let pairs = [("HEADREST_ADMIN_TOKEN_FILE", path), ("PGBACKREST_REPO1_CIPHER_PASS_FILE", path)];
+        let pairs =
+            [("HEADREST_ADMIN_TOKEN_FILE", path), ("PGBACKREST_REPO1_CIPHER_PASS_FILE", path)];
         let config = Config::from_layers(&Flags::default(), &env(&pairs), None).unwrap();
         assert!(config.server.admin_token.is_some());
         let printed: String =

@@ -158,9 +158,8 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
 
 fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     let failed = |source| StoreError::Statement { operation: "be brought up to date", source };
-    let done: u32 = connection
-        .pragma_query_value(None, "user_version", |row| row.get(0))
-        .map_err(failed)?;
+    let done: u32 =
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
     let pending = (1u32..).zip(MIGRATIONS).skip(done as usize);
     if done as usize > MIGRATIONS.len() {
         return Err(StoreError::TooNew { path: path.to_owned() });

@@ -30,8 +30,9 @@ impl User {
             .filter_map(|name| Some((name.to_owned(), ours.get(name)?.to_owned())))
             .chain(ours.with_prefix("LC_").map(|(name, value)| (name.to_owned(), value.to_owned())))
             .collect();
-        env.entry("PATH".to_owned())
-            .or_insert_with(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
+        env.entry("PATH".to_owned()).or_insert_with(|| {
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()
+        });
         env.insert("HOME".to_owned(), self.home.display().to_string());
         env.insert("USER".to_owned(), self.name.clone());
         env.insert("LOGNAME".to_owned(), self.name.clone());
@@ -69,7 +70,9 @@ pub(super) fn settle(config: &Config) -> anyhow::Result<User> {
             hand_over(directory, 0o755, &account)?;
         }
     }
-    for (option, mode) in [("REPO1_PATH", 0o750), ("LOCK_PATH", 0o770), ("LOG_PATH", 0o750), ("SPOOL_PATH", 0o750)] {
+    for (option, mode) in
+        [("REPO1_PATH", 0o750), ("LOCK_PATH", 0o770), ("LOG_PATH", 0o750), ("SPOOL_PATH", 0o750)]
+    {
         let variable = format!("PGBACKREST_{option}");
         let path = config.pgbackrest_env.iter().find(|(name, _)| *name == variable);
         let posix = !config.pgbackrest_env.iter().any(|(name, value)| {

@@ -98,7 +98,10 @@ pub(super) async fn version(tool: &Tool) -> Option<Version> {
             None
         }
         Err(error) => {
-            tracing::error!("{}; install pgBackRest, or set pgbackrest.bin", telemetry::chain(&error));
+            tracing::error!(
+                "{}; install pgBackRest, or set pgbackrest.bin",
+                telemetry::chain(&error)
+            );
             None
         }
     }
@@ -108,7 +111,8 @@ fn resolve(configured: &Path, path: &str) -> PathBuf {
     if configured.components().count() > 1 {
         return configured.to_owned();
     }
-    let found = path.split(':').map(|dir| Path::new(dir).join(configured)).find(|p| is_executable(p));
+    let found =
+        path.split(':').map(|dir| Path::new(dir).join(configured)).find(|p| is_executable(p));
     found.unwrap_or_else(|| configured.to_owned())
 }
 
@@ -116,7 +120,9 @@ fn resolve(configured: &Path, path: &str) -> PathBuf {
 fn configuration_files(environment: &Environment) -> Vec<(String, String)> {
     let main = match environment.get("PGBACKREST_CONFIG") {
         Some(path) => vec![PathBuf::from(path)],
-        None => ["/etc/pgbackrest/pgbackrest.conf", "/etc/pgbackrest.conf"].map(PathBuf::from).into(),
+        None => {
+            ["/etc/pgbackrest/pgbackrest.conf", "/etc/pgbackrest.conf"].map(PathBuf::from).into()
+        }
     };
     let include = environment.get("PGBACKREST_CONFIG_INCLUDE_PATH");
     let include = include.unwrap_or("/etc/pgbackrest/conf.d");

@@ -42,10 +42,9 @@ pub struct Environment(BTreeMap<String, String>);
 impl Environment {
     /// Our own.
     pub fn of_this_process() -> Self {
-        Self::from_pairs(
-            std::env::vars_os()
-                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
-        )
+        Self::from_pairs(std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        }))
     }
 
     /// The given one.
@@ -94,7 +93,11 @@ pub(super) fn parse_file(path: &Path, text: &str) -> Result<FileLayer, ConfigErr
             let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
             format!(", line {line}")
         });
-        ConfigErrors(vec![format!("{}{at}: {}", path.display(), error.message().replace('\n', " "))])
+        ConfigErrors(vec![format!(
+            "{}{at}: {}",
+            path.display(),
+            error.message().replace('\n', " ")
+        )])
     })?;
     Ok(FileLayer { path: path.to_owned(), table })
 }

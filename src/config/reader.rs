@@ -78,13 +78,11 @@ impl<'a> Reader<'a> {
 
     /// A value that has a default.
     pub(super) fn get<T: FromValue>(&mut self, key: &str, default: T) -> T {
-        match self.find(key) {
-            Some(value) => value,
-            None => {
-                self.show(key, default.show(), Origin::Default);
-                default
-            }
+        if let Some(value) = self.find(key) {
+            return value;
         }
+        self.show(key, default.show(), Origin::Default);
+        default
     }
 
     /// A value that may be absent.
@@ -118,7 +116,10 @@ impl<'a> Reader<'a> {
                 return None;
             }
             (_, Some(path)) => match std::fs::read_to_string(&path) {
-                Ok(text) => (text.trim_end_matches(['\n', '\r']).to_owned(), Origin::Environment(file_variable)),
+                Ok(text) => (
+                    text.trim_end_matches(['\n', '\r']).to_owned(),
+                    Origin::Environment(file_variable),
+                ),
                 Err(error) => {
                     self.error(key, &format!("cannot read {path} of {file_variable}: {error}"));
                     return None;
@@ -191,7 +192,10 @@ impl<'a> Reader<'a> {
             match name.strip_suffix("_FILE").filter(|option| is_secret_option(option)) {
                 Some(option) => match std::fs::read_to_string(value) {
                     Ok(text) => {
-                        pairs.push((option.to_owned(), text.trim_end_matches(['\n', '\r']).to_owned()));
+                        pairs.push((
+                            option.to_owned(),
+                            text.trim_end_matches(['\n', '\r']).to_owned(),
+                        ));
                     }
                     Err(error) => self.errors.push(format!("{name}: cannot read {value}: {error}")),
                 },
@@ -273,11 +277,11 @@ enum Node<'a> {
     Value(&'a toml::Value),
 }
 
-impl<'a> Node<'a> {
+impl Node<'_> {
     fn child(self, part: &str) -> Option<Self> {
         let next = match (self, part.parse::<usize>()) {
             (Self::Value(toml::Value::Array(array)), Ok(index)) => array.get(index),
-            (Self::Table(table), _) | (Self::Value(toml::Value::Table(table)), _) => table.get(part),
+            (Self::Table(table) | Self::Value(toml::Value::Table(table)), _) => table.get(part),
             (Self::Value(_), _) => None,
         };
         next.map(Self::Value)
@@ -307,7 +311,12 @@ fn is_secret_option(option: &str) -> bool {
 }
 
 /// Keys of a table that nobody asked for. A table of which some key was asked for is known.
-fn collect_keys(table: &toml::Table, prefix: &str, asked: &BTreeSet<String>, into: &mut Vec<String>) {
+fn collect_keys(
+    table: &toml::Table,
+    prefix: &str,
+    asked: &BTreeSet<String>,
+    into: &mut Vec<String>,
+) {
     for (name, value) in table {
         let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
         let is_section = |key: &str| asked.iter().any(|a| a.starts_with(&format!("{key}.")));

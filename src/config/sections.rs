@@ -125,9 +125,8 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> (String, Option<PostgresConfi
     let expected = !reader.has_file() || reader.has_section("postgres");
     let supervise = reader.get("postgres.supervise", expected);
     let os_user = reader.get("postgres.os_user", "postgres".to_owned());
-    let data_default = reader
-        .postgres_variable("PGDATA")
-        .unwrap_or_else(|| "/var/lib/postgresql/data".to_owned());
+    let data_default =
+        reader.postgres_variable("PGDATA").unwrap_or_else(|| "/var/lib/postgresql/data".to_owned());
     let config = PostgresConfig {
         data_dir: absolute(reader, "postgres.data_dir", &data_default),
         bin_dir: Some(reader.get("postgres.bin_dir", String::new()))
@@ -190,7 +189,7 @@ pub(super) fn check_places(
 fn absolute(reader: &mut Reader<'_>, key: &str, default: &str) -> PathBuf {
     let path = PathBuf::from(reader.get(key, default.to_owned()));
     if !path.is_absolute() {
-        reader.error(key, &format!("{path:?} is not an absolute path"));
+        reader.error(key, &format!("{} is not an absolute path", path.display()));
     }
     path
 }

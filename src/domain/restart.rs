@@ -34,12 +34,7 @@ pub struct RestartPolicy {
 impl RestartPolicy {
     /// An exit at `now`; `ready_for` is how long it had been ready, `None` when it never was.
     /// `jitter` in 0..=1 spreads the delay over its last fifth.
-    pub fn exited(
-        &mut self,
-        now: Timestamp,
-        ready_for: Option<Duration>,
-        jitter: f64,
-    ) -> Verdict {
+    pub fn exited(&mut self, now: Timestamp, ready_for: Option<Duration>, jitter: f64) -> Verdict {
         if ready_for.is_some() {
             self.never_ready.clear();
         } else {

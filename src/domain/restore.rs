@@ -150,7 +150,9 @@ impl Phase {
             Self::Unfencing => "starting PostgreSQL for its clients",
             Self::Done => "done; PostgreSQL takes writes",
             Self::Aborted => "given up before anything was changed",
-            Self::NeedsOperator => "stopped half way; PostgreSQL stays down until you restore again",
+            Self::NeedsOperator => {
+                "stopped half way; PostgreSQL stays down until you restore again"
+            }
         }
     }
 }

@@ -46,7 +46,8 @@ fn page_limit(given: Option<u32>) -> Outcome<u32> {
 
 /// A page as a response, with `Link: rel="next"`.
 fn page<T: Serialize>(path: &str, page: Page<T>) -> Response {
-    let link = page.next_cursor.as_ref().map(|cursor| format!("<{path}?cursor={cursor}>; rel=\"next\""));
+    let link =
+        page.next_cursor.as_ref().map(|cursor| format!("<{path}?cursor={cursor}>; rel=\"next\""));
     let mut response = axum::Json(page).into_response();
     if let Some(link) = link.and_then(|link| HeaderValue::from_str(&link).ok()) {
         response.headers_mut().insert(header::LINK, link);

@@ -159,9 +159,14 @@ pub(crate) fn same(a: &str, b: &str) -> bool {
 
 /// 256 random bits in hexadecimal.
 pub fn random_token() -> String {
-    use std::fmt::Write as _;
     let bytes: [u8; 32] = rand::rng().random();
-    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
+    hex(&bytes)
+}
+
+/// Bytes in hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");
         text

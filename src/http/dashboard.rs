@@ -19,9 +19,7 @@ use super::middleware::guard::cookie;
 use super::problem::{ErrorCode, Outcome, Problem};
 use super::state::AppState;
 use crate::clock;
-use crate::domain::job::{
-    BackupOptions, BackupSpec, Job, JobSpec, JobState, OnConflict, Trigger,
-};
+use crate::domain::job::{BackupOptions, BackupSpec, Job, JobSpec, JobState, OnConflict, Trigger};
 use crate::domain::{Annotations, BackupType};
 use crate::jobs::Submission;
 use crate::jobs::catalog::{FRESH_ENOUGH, Freshness};
@@ -148,9 +146,8 @@ pub(super) async fn overview(
     super::extract::Query(query): super::extract::Query<OverviewQuery>,
 ) -> Outcome<Response> {
     let stanza = state.stanzas.first().cloned();
-    let stanza = stanza.ok_or_else(|| {
-        Problem::new(ErrorCode::NoSuchStanza, "no stanza is configured")
-    })?;
+    let stanza =
+        stanza.ok_or_else(|| Problem::new(ErrorCode::NoSuchStanza, "no stanza is configured"))?;
     let now = clock::now();
     let status = state.postgres.status();
     let seen = state.catalog.observe(&stanza, Freshness::Within(FRESH_ENOUGH)).await;
@@ -199,7 +196,8 @@ pub(super) async fn overview(
         jobs: jobs.iter().take(8).map(|job| job_row(job, now)).collect(),
         observed: seen.as_ref().map_or_else(|_| Moment::default(), |s| moment(s.observed_at, now)),
         now: moment(now, now),
-        can_back_up: running_id.is_none() && (status.takes_writes() || !state.postgres.is_supervised()),
+        can_back_up: running_id.is_none()
+            && (status.takes_writes() || !state.postgres.is_supervised()),
         notice: query.notice.and_then(|word| notice(&word)),
     };
     html(StatusCode::OK, &page)
@@ -273,8 +271,7 @@ pub(super) async fn log_in(
     let form: LoginForm = form(request).await?;
     match state.auth.log_in(&form.token, from.ip()) {
         Ok(session) => {
-            let cookie =
-                format!("{COOKIE}={}; Path=/; HttpOnly; SameSite=Strict", session.cookie);
+            let cookie = format!("{COOKIE}={}; Path=/; HttpOnly; SameSite=Strict", session.cookie);
             let mut response = Redirect::to("/").into_response();
             if let Ok(value) = HeaderValue::from_str(&cookie) {
                 response.headers_mut().insert(header::SET_COOKIE, value);
@@ -317,8 +314,7 @@ pub(super) async fn log_out(
 /// A file of the pages.
 pub(super) async fn asset(Named(name): Named) -> Outcome<Response> {
     let file = Assets::get(&name);
-    let file =
-        file.ok_or_else(|| Problem::new(ErrorCode::NotFound, "there is no such file"))?;
+    let file = file.ok_or_else(|| Problem::new(ErrorCode::NotFound, "there is no such file"))?;
     let kind = match name.rsplit_once('.').map(|(_, ending)| ending) {
         Some("css") => "text/css; charset=utf-8",
         Some("js") => "text/javascript; charset=utf-8",
@@ -558,7 +554,11 @@ fn bytes(n: u64) -> String {
         tenths /= 1024;
         unit += 1;
     }
-    if unit == 0 { format!("{n} B") } else { format!("{}.{} {}", tenths / 10, tenths % 10, units[unit]) }
+    if unit == 0 {
+        format!("{n} B")
+    } else {
+        format!("{}.{} {}", tenths / 10, tenths % 10, units[unit])
+    }
 }
 
 #[cfg(test)]

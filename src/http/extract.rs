@@ -119,9 +119,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<Json<T>, Problem> {
             _ => Problem::new(ErrorCode::MalformedJson, inner.to_string()),
         }
     })?;
-    reader
-        .end()
-        .map_err(|error| Problem::new(ErrorCode::MalformedJson, error.to_string()))?;
+    reader.end().map_err(|error| Problem::new(ErrorCode::MalformedJson, error.to_string()))?;
     Ok(Json(value))
 }
 

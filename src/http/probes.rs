@@ -51,9 +51,10 @@ pub(super) async fn startupz(State(state): State<AppState>) -> Response {
     }
     let on_its_way = match status.state {
         ServerState::Starting | ServerState::Recovering | ServerState::Ready => true,
-        ServerState::Down | ServerState::Stopping | ServerState::BackingOff | ServerState::Failed => {
-            false
-        }
+        ServerState::Down
+        | ServerState::Stopping
+        | ServerState::BackingOff
+        | ServerState::Failed => false,
     };
     word(on_its_way, status.state.as_str())
 }

@@ -239,10 +239,7 @@ impl Problem {
         };
         let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if self.code == ErrorCode::Unauthenticated {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -318,8 +315,9 @@ impl From<Refusal> for Problem {
             }
             Refusal::Running => Self::new(ErrorCode::PostgresRunning, detail),
             Refusal::NotRunning => Self::new(ErrorCode::PostgresStopped, detail),
-            Refusal::Stopping => Self::new(ErrorCode::PostgresStopped, detail)
-                .hint("Ask again when it has stopped."),
+            Refusal::Stopping => {
+                Self::new(ErrorCode::PostgresStopped, detail).hint("Ask again when it has stopped.")
+            }
             Refusal::NotSupervised => Self::new(ErrorCode::PostgresNotSupervised, detail),
             Refusal::ShuttingDown => Self::new(ErrorCode::ShuttingDown, detail),
             Refusal::Failed(_) => Self::new(ErrorCode::PostgresUnavailable, detail),

@@ -81,7 +81,8 @@ fn open_pages() -> Router<AppState> {
 pub fn router(state: &AppState) -> Router {
     let (api, _) = api().split_for_parts();
     let (probes, _) = probes().split_for_parts();
-    let api = api.layer(from_fn(etag::tag)).layer(from_fn_with_state(state.clone(), idempotency::honour));
+    let api =
+        api.layer(from_fn(etag::tag)).layer(from_fn_with_state(state.clone(), idempotency::honour));
     let mut guarded = Router::new()
         .nest("/api/v1", api)
         .merge(pages())

@@ -45,9 +45,11 @@ impl ShortQuery {
     fn stanza(&self, state: &AppState) -> Outcome<StanzaName> {
         match &self.stanza {
             Some(name) => find_stanza(state, name),
-            None => state.stanzas.first().cloned().ok_or_else(|| {
-                Problem::new(ErrorCode::NoSuchStanza, "no stanza is configured")
-            }),
+            None => state
+                .stanzas
+                .first()
+                .cloned()
+                .ok_or_else(|| Problem::new(ErrorCode::NoSuchStanza, "no stanza is configured")),
         }
     }
 }

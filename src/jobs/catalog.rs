@@ -147,7 +147,9 @@ impl Catalog {
         let stanzas = self.ask(&Info { stanza, set: Some(label), json: true }).await?.1;
         let backup = info::find(&stanzas, stanza)
             .and_then(|found| found.backups.iter().find(|backup| backup.label == *label))
-            .ok_or_else(|| Unavailable::new(format!("pgbackrest info does not know backup {label}")))?;
+            .ok_or_else(|| {
+                Unavailable::new(format!("pgbackrest info does not know backup {label}"))
+            })?;
         let backup = Arc::new(backup.clone());
         let mut sets = slot.sets.lock().unwrap_or_else(PoisonError::into_inner);
         if sets.len() >= SETS_KEPT {

@@ -51,7 +51,11 @@ impl Journals {
         let directory = state_dir.join("restore");
         match fs::DirBuilder::new().mode(0o700).create(&directory) {
             Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-                Err(JournalError::File { operation: "make a directory for", path: directory, source })
+                Err(JournalError::File {
+                    operation: "make a directory for",
+                    path: directory,
+                    source,
+                })
             }
             Ok(()) | Err(_) => Ok(Self { directory }),
         }

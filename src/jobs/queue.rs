@@ -14,12 +14,12 @@ use super::recorder::{Recorder, event};
 use super::restore::{self, Begin};
 use super::worker::{self, Ended};
 use crate::clock;
+use crate::domain::StanzaName;
 use crate::domain::job::{
     Admission, Job, JobEvent, JobId, JobKind, JobSpec, JobState, OnConflict, Outcome, Trigger,
     admit,
 };
 use crate::domain::restore::{BootAction, Journal, Phase};
-use crate::domain::StanzaName;
 use crate::pulse::Pulse;
 use crate::store::{Store, StoreError};
 
@@ -370,10 +370,7 @@ impl Queue {
         job
     }
 
-    async fn on_end(
-        &mut self,
-        ended: Result<(StanzaName, JobId, Ended), tokio::task::JoinError>,
-    ) {
+    async fn on_end(&mut self, ended: Result<(StanzaName, JobId, Ended), tokio::task::JoinError>) {
         let Ok((stanza, id, ended)) = ended else { return };
         let Some(lane) = self.lanes.get_mut(&stanza) else { return };
         let Some(Running { mut job, .. }) = lane.running.take_if(|r| r.job.id == id) else {

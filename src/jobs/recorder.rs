@@ -10,9 +10,9 @@ use tokio::time::{Duration, Instant};
 
 use super::context::Wake;
 use crate::clock;
+use crate::domain::BackupLabel;
 use crate::domain::job::{JobId, Progress};
 use crate::domain::restore::Phase;
-use crate::domain::BackupLabel;
 use crate::pgbackrest::log::{Level, LineParser, LogLine, Milestone, milestone};
 use crate::pgbackrest::runner::{Sink, Stream};
 use crate::process::inspect::ProcessIdentity;
@@ -149,11 +149,12 @@ impl Recorder {
             Some(Milestone::Error { code, message }) if self.heard.error.is_none() => {
                 self.heard.error = Some((code, message));
             }
-            _ if line.level == Level::Error && self.heard.error.is_some() => {
-                if self.heard.error_details.len() < 20 {
-                    let text = line.text.strip_prefix("HINT: ").unwrap_or(&line.text);
-                    self.heard.error_details.push(text.to_owned());
-                }
+            _ if line.level == Level::Error
+                && self.heard.error.is_some()
+                && self.heard.error_details.len() < 20 =>
+            {
+                let text = line.text.strip_prefix("HINT: ").unwrap_or(&line.text);
+                self.heard.error_details.push(text.to_owned());
             }
             _ => {}
         }

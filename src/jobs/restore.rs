@@ -112,14 +112,14 @@ pub(super) async fn run(
     let mut run =
         Run { context, side, recorder, cancel, phases, journal, result, first_replayed: None };
     let stopped = match action {
-        None => run.from_the_beginning().await,
+        None => run.begin().await,
         Some(action) => run.resume(action).await,
     };
     run.close(stopped, spec).await
 }
 
 impl Run<'_> {
-    async fn from_the_beginning(&mut self) -> Result<(), Stop> {
+    async fn begin(&mut self) -> Result<(), Stop> {
         self.write_journal().map_err(Stop::Aborted)?;
         self.phases.tell(Phase::Accepted).await;
         self.recorder.phase(Phase::Accepted).await;
@@ -286,9 +286,8 @@ impl Run<'_> {
                 )));
             }
         }
-        let ready = |status: &Status| {
-            matches!(status.state, ServerState::Ready | ServerState::Failed)
-        };
+        let ready =
+            |status: &Status| matches!(status.state, ServerState::Ready | ServerState::Failed);
         let wait = self.context.postgres.wait_until(START_PATIENCE, ready);
         let status = tokio::select! {
             status = wait => status.unwrap_or_else(|last| last),
@@ -485,6 +484,7 @@ fn full_backup_of(spec: &RestoreSpec) -> JobSpec {
     })
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
 fn refused(refusal: Refusal) -> Stop {
     Stop::Aborted(problem("postgres-unavailable", refusal.to_string(), &[]))
 }

@@ -8,9 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::catalog::{Freshness, Observation};
 use super::context::Context;
 use super::recorder::Recorder;
-use crate::domain::job::{
-    BackupResult, BackupSpec, JobError, JobResult, JobSpec, Outcome,
-};
+use crate::domain::job::{BackupResult, BackupSpec, JobError, JobResult, JobSpec, Outcome};
 use crate::domain::{BackupLabel, BackupType, StanzaName};
 use crate::pgbackrest::command::{Backup, Check, Invocation, StanzaCreate};
 use crate::pgbackrest::exit::{self, Context as ExitContext};
@@ -255,13 +253,10 @@ async fn finished_backup(
 ) -> Ended {
     let backups = &seen.stanza.backups;
     let named = recorder.heard.new_label.clone();
-    let new = backups
-        .iter()
-        .find(|backup| Some(&backup.label) == named.as_ref())
-        .or_else(|| {
-            let new = backups.iter().filter(|backup| !before.contains(&backup.label));
-            new.max_by_key(|backup| backup.stopped_at)
-        });
+    let new = backups.iter().find(|backup| Some(&backup.label) == named.as_ref()).or_else(|| {
+        let new = backups.iter().filter(|backup| !before.contains(&backup.label));
+        new.max_by_key(|backup| backup.stopped_at)
+    });
     let Some(backup) = new else {
         return Ended {
             error: Some(problem(

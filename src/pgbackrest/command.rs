@@ -188,7 +188,8 @@ impl ArchivePush<'_> {
 /// The `archive_command` of a supervised server, as PostgreSQL's shell will see it.
 pub fn archive_command(binary: &str, stanza: &StanzaName) -> String {
     // PostgreSQL replaces %p and %f, so a % of the path itself is doubled (manual, 20.5.3).
-    let binary = shlex::try_quote(binary).map_or_else(|_| binary.into(), std::borrow::Cow::into_owned);
+    let binary =
+        shlex::try_quote(binary).map_or_else(|_| binary.into(), std::borrow::Cow::into_owned);
     format!("{} --stanza={stanza} archive-push %p", binary.replace('%', "%%"))
 }
 

@@ -85,7 +85,8 @@ pub async fn ensure_cluster(
         }
         Content::Empty => {}
     }
-    fs::write(&mark, "initdb was started here and has not ended\n").map_err(file("write", &mark))?;
+    fs::write(&mark, "initdb was started here and has not ended\n")
+        .map_err(file("write", &mark))?;
     tracing::info!(pgdata = %first.data_dir.display(), "making a new cluster with initdb");
     let mut program = Program::new(binaries.program("initdb"));
     program.args = initdb_arguments(first, env);

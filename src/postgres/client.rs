@@ -62,7 +62,9 @@ pub enum QueryError {
 }
 
 fn describe(error: &tokio_postgres::Error) -> String {
-    error.as_db_error().map_or_else(|| error.to_string(), |db| format!("{}: {}", db.severity(), db.message()))
+    error
+        .as_db_error()
+        .map_or_else(|| error.to_string(), |db| format!("{}: {}", db.severity(), db.message()))
 }
 
 /// What a look at the server shows.
@@ -181,7 +183,9 @@ impl Connection {
             replayed: row.parse(1),
             last_commit_at: row.micros(2),
             startup_pid: row.parse(3),
-            waits_for_wal: row.text(4).is_some_and(|event| event == "RecoveryRetrieveRetryInterval"),
+            waits_for_wal: row
+                .text(4)
+                .is_some_and(|event| event == "RecoveryRetrieveRetryInterval"),
         })
     }
 

@@ -63,9 +63,13 @@ impl ControlData {
 
     /// Parses the output of `pg_controldata` in the C locale.
     pub fn parse(text: &str) -> Result<Self, ControlError> {
-        let fields: BTreeMap<&str, &str> =
-            text.lines().filter_map(|line| line.split_once(':')).map(|(k, v)| (k, v.trim())).collect();
-        let field = |name: &'static str| fields.get(name).copied().ok_or(ControlError::Missing(name));
+        let fields: BTreeMap<&str, &str> = text
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .map(|(k, v)| (k, v.trim()))
+            .collect();
+        let field =
+            |name: &'static str| fields.get(name).copied().ok_or(ControlError::Missing(name));
         let number = |name: &'static str| {
             field(name)?.parse::<u64>().map_err(|_| ControlError::Missing(name))
         };

@@ -33,9 +33,7 @@ pub enum NotFound {
         looked: String,
     },
     /// None at all.
-    #[error(
-        "PostgreSQL is not installed (looked in {looked}); install it or set postgres.bin_dir"
-    )]
+    #[error("PostgreSQL is not installed (looked in {looked}); install it or set postgres.bin_dir")]
     Nowhere {
         /// Where it was looked for.
         looked: String,

@@ -219,7 +219,8 @@ mod tests {
     fn a_pid_of_somebody_else_is_not_believed() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(occupant(dir.path()).unwrap(), Occupant::Nobody);
-        for text in [std::process::id().to_string(), "999999999".into(), String::new(), "x".into()] {
+        for text in [std::process::id().to_string(), "999999999".into(), String::new(), "x".into()]
+        {
             fs::write(dir.path().join("postmaster.pid"), &text).unwrap();
             assert_eq!(occupant(dir.path()).unwrap(), Occupant::Stale, "{text:?}");
         }

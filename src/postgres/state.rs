@@ -88,7 +88,11 @@ impl ServerState {
             (Self::Stopping, E::StoppedAsAsked) => Some(Self::Down),
             (Self::Starting | Self::Recovering | Self::Ready, E::Lost) => Some(Self::BackingOff),
             (
-                Self::Down | Self::Starting | Self::Recovering | Self::Ready | Self::BackingOff
+                Self::Down
+                | Self::Starting
+                | Self::Recovering
+                | Self::Ready
+                | Self::BackingOff
                 | Self::Failed,
                 E::GaveUp,
             ) => Some(Self::Failed),

@@ -119,7 +119,9 @@ pub enum Order {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// A restore holds the fence.
-    #[error("a restore (job {0}) is at work on PGDATA; PostgreSQL is not started or stopped by anybody else until it ends")]
+    #[error(
+        "a restore (job {0}) is at work on PGDATA; PostgreSQL is not started or stopped by anybody else until it ends"
+    )]
     Fenced(JobId),
     /// It is running already.
     #[error("PostgreSQL is running already")]

@@ -130,12 +130,8 @@ struct Follower {
 
 impl Follower {
     fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .create(true)
-            .read(true)
-            .append(true)
-            .mode(0o600)
-            .open(path)?;
+        let file =
+            OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
         let position = file.metadata()?.len().saturating_sub(READ_BACK);
         Ok(Self { file, position, splitter: LineSplitter::new() })
     }

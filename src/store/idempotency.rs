@@ -58,9 +58,11 @@ impl Store {
                         let status: Option<u16> = row.get(1)?;
                         let body: Option<String> = row.get(3)?;
                         let location = row.get(2)?;
-                        let answer = status
-                            .zip(body)
-                            .map(|(status, body)| StoredAnswer { status, location, body });
+                        let answer = status.zip(body).map(|(status, body)| StoredAnswer {
+                            status,
+                            location,
+                            body,
+                        });
                         Ok((row.get::<_, String>(0)?, answer))
                     },
                 )

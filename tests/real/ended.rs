@@ -38,7 +38,10 @@ fn a_backup_that_does_not_listen_is_killed() {
     let fake = Fake::installed_in(&mut instance);
     instance.start();
     instance.wait_ready();
-    fake.on("backup", "trap '' TERM; (trap '' TERM; while :; do sleep 1; done) & while :; do sleep 1; done");
+    fake.on(
+        "backup",
+        "trap '' TERM; (trap '' TERM; while :; do sleep 1; done) & while :; do sleep 1; done",
+    );
     let id = instance.begin_backup("full");
     let group = until("it is there", SOON, || {
         let shells: Vec<_> =

@@ -144,9 +144,10 @@ fn without_a_pgbackrest_the_server_still_starts() {
     instance.set("HEADREST_PGBACKREST__BIN", missing.display().to_string());
     instance.spawn();
     let up = within(Duration::from_secs(60), || {
-        instance.exit_status().map(Err).or_else(|| {
-            (instance.http.probe("/readyz") == Some(200)).then_some(Ok(()))
-        })
+        instance
+            .exit_status()
+            .map(Err)
+            .or_else(|| (instance.http.probe("/readyz") == Some(200)).then_some(Ok(())))
     });
     match up.expect("neither up nor ended") {
         Ok(()) => {

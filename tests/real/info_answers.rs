@@ -25,7 +25,8 @@ fn with_status(code: i32, message: &str, repo_message: &str) -> String {
     let mut info: Value = serde_json::from_str(GOOD_INFO).unwrap();
     info[0]["backup"] = json!([]);
     info[0]["archive"] = json!([]);
-    info[0]["status"] = json!({ "code": code, "lock": { "backup": { "held": false } }, "message": message });
+    info[0]["status"] =
+        json!({ "code": code, "lock": { "backup": { "held": false } }, "message": message });
     info[0]["repo"][0]["status"] = json!({ "code": code, "message": repo_message });
     info.to_string()
 }
@@ -52,7 +53,11 @@ fn every_status_of_a_stanza_is_shown_as_it_is() {
     let answers = [
         (1, "missing stanza path", "missing stanza path"),
         (2, "no valid backups", "no valid backups"),
-        (99, "other", "[FileOpenError] unable to get info for path/file '/repo/backup/main/backup.info': [13] Permission denied"),
+        (
+            99,
+            "other",
+            "[FileOpenError] unable to get info for path/file '/repo/backup/main/backup.info': [13] Permission denied",
+        ),
     ];
     for (code, message, repo_message) in answers {
         fake.answer_info(&with_status(code, message, repo_message));
@@ -93,7 +98,8 @@ fn five_megabytes_on_one_line_are_read_whole() {
         let mut backup = one.clone();
         let (hour, minute, second) = (number / 3600, number / 60 % 60, number % 60);
         backup["label"] = format!("20261101-{hour:02}{minute:02}{second:02}F").into();
-        backup["timestamp"] = json!({ "start": 1_793_491_200 + number, "stop": 1_793_491_203 + number });
+        backup["timestamp"] =
+            json!({ "start": 1_793_491_200 + number, "stop": 1_793_491_203 + number });
         backup["an-unknown-key"] = "x".repeat(150).into();
         all.push(backup);
     }

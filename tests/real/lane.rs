@@ -76,12 +76,11 @@ fn a_restore_gives_way_to_nothing() {
     let id = instance.begin_restore();
     let backup = instance.http.post(BACKUPS, &json!({ "type": "full" }));
     assert_eq!(backup.problem(409), "lane-busy");
-    let second = instance
-        .http
-        .post(crate::support::jobs::RESTORES, &Instance::restore_request());
+    let second = instance.http.post(crate::support::jobs::RESTORES, &Instance::restore_request());
     assert_eq!(second.problem(409), "lane-busy");
     instance.wait_job_until(&id, "replaces files", |job| {
-        ["restoring", "restored", "recovering"].contains(&job["restore"]["phase"].as_str().unwrap_or(""))
+        ["restoring", "restored", "recovering"]
+            .contains(&job["restore"]["phase"].as_str().unwrap_or(""))
             || is_final(job)
     });
     let cancel = instance.http.post(&format!("/api/v1/jobs/{id}/cancel"), &json!({}));

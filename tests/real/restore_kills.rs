@@ -103,8 +103,16 @@ fn headrest_killed_in_each_phase_of_a_restore_loses_nothing() {
     let watch = Watch::over(&instance);
     let mut rows = Rows::in_new_table(&instance.sql, "t");
     let phases = [
-        "quiesced", "safe-point", "stopping", "draining", "restoring", "restored", "recovering",
-        "verified", "promoting", "unfencing",
+        "quiesced",
+        "safe-point",
+        "stopping",
+        "draining",
+        "restoring",
+        "restored",
+        "recovering",
+        "verified",
+        "promoting",
+        "unfencing",
     ];
     for wanted in phases {
         rows.add(10);
@@ -201,7 +209,10 @@ fn a_restore_whose_pgbackrest_is_killed_is_tried_again() {
     process::signal(worker.parent, Signal::KILL);
     let job = instance.wait_job(&id);
     assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(&id));
-    assert!(instance.journal().unwrap()["attempts"].as_u64() >= Some(2), "it was not killed in time");
+    assert!(
+        instance.journal().unwrap()["attempts"].as_u64() >= Some(2),
+        "it was not killed in time"
+    );
     instance.wait_ready();
     rows.check();
     watch.check();
@@ -234,7 +245,9 @@ fn a_fenced_server_that_is_killed_does_not_end_the_restore() {
     // Killed together with Headrest, too.
     rows.add(50);
     let id = instance.begin_restore();
-    until("phase recovering", PATIENCE, || (phase_of(&instance, &id) == "recovering").then_some(()));
+    until("phase recovering", PATIENCE, || {
+        (phase_of(&instance, &id) == "recovering").then_some(())
+    });
     until("a fenced server", SOON, || instance.postmaster());
     instance.kill();
     if let Some(pid) = instance.postmaster().filter(|pid| Process::lives(*pid)) {

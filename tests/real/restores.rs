@@ -172,10 +172,8 @@ fn nobody_gets_in_while_a_restore_is_at_work() {
     let mut refused = 0;
     loop {
         let connected = instance.sql.attempt("SELECT 1");
-        let start = send(instance.http.request(
-            reqwest::Method::POST,
-            "/api/v1/processes/postgres/start",
-        ));
+        let start =
+            send(instance.http.request(reqwest::Method::POST, "/api/v1/processes/postgres/start"));
         let probe = instance.http.probe("/readyz");
         let job = instance.job(&id);
         let phase = job["restore"]["phase"].as_str().unwrap_or_default().to_owned();

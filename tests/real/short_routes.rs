@@ -21,7 +21,11 @@ fn the_whole_story_in_one_line_each() {
         let reply = get(&format!("/backup/{kind}")).expect(200);
         assert!(reply.header("content-type").starts_with("text/plain"), "{:?}", reply.headers);
         assert_eq!(reply.header("cache-control"), "no-store");
-        assert!(reply.body.contains("backup command end: completed successfully"), "{}", reply.body);
+        assert!(
+            reply.body.contains("backup command end: completed successfully"),
+            "{}",
+            reply.body
+        );
     }
     let info = get("/info").expect(200).body;
     for word in ["stanza: main", "full backup: ", "diff backup: ", "incr backup: "] {

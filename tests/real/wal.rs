@@ -43,7 +43,8 @@ fn commits_in_the_unarchived_segment_of_a_killed_server_survive() {
     instance.good_restore();
     rows.check();
     // What was kept aside is not kept for ever.
-    let kept: Vec<_> = fs::read_dir(instance.root.join("state/restore")).unwrap().flatten().collect();
+    let kept: Vec<_> =
+        fs::read_dir(instance.root.join("state/restore")).unwrap().flatten().collect();
     assert!(!kept.iter().any(|entry| entry.path().is_dir()), "{kept:?}");
 
     rows.add(100);

@@ -25,9 +25,11 @@ fn a_server_survives_headrest_and_is_taken_over_without_a_restart() {
     let started = instance.sql.run("SELECT pg_postmaster_start_time()");
     // A session and its transaction go on all the time.
     let sql = instance.sql.clone();
-    let session = thread::spawn(move || sql.attempt("BEGIN; SELECT pg_sleep(3); COMMIT; SELECT 'done'"));
+    let session =
+        thread::spawn(move || sql.attempt("BEGIN; SELECT pg_sleep(3); COMMIT; SELECT 'done'"));
     until("the session is there", SOON, || {
-        let count = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'BEGIN; SELECT pg_sleep%'";
+        let count =
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'BEGIN; SELECT pg_sleep%'";
         (instance.sql.run(count) != "0").then_some(())
     });
     for round in 1..=2 {
@@ -51,9 +53,7 @@ fn a_server_survives_headrest_and_is_taken_over_without_a_restart() {
     // It is a supervised server like any other: killed, it is started again;
     let pid = postmaster.unwrap();
     process::signal(pid, Signal::KILL);
-    until("it is started again", SOON, || {
-        (instance.server()["restarts"] == 1).then_some(())
-    });
+    until("it is started again", SOON, || (instance.server()["restarts"] == 1).then_some(()));
     let server = instance.wait_server("ready");
     assert_eq!(server["adopted"], false, "{server}");
     rows.check();

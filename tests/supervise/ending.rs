@@ -27,7 +27,9 @@ fn begin_slow_backup(instance: &Instance, fake: &Fake) -> String {
         ),
     );
     let id = instance.begin_backup("full");
-    until("it runs", SOON, || instance.processes().into_iter().find(|p| p.title.ends_with(" backup")));
+    until("it runs", SOON, || {
+        instance.processes().into_iter().find(|p| p.title.ends_with(" backup"))
+    });
     id
 }
 
@@ -82,7 +84,9 @@ fn a_second_signal_hurries() {
     rows.add(10);
     fake.on("backup", "trap '' TERM INT; while :; do sleep 0.1; done");
     let id = instance.begin_backup("full");
-    until("it runs", SOON, || instance.processes().into_iter().find(|p| p.title.ends_with(" backup")));
+    until("it runs", SOON, || {
+        instance.processes().into_iter().find(|p| p.title.ends_with(" backup"))
+    });
     process::signal(instance.pid(), Signal::TERM);
     until("new jobs are refused, or nobody listens any more", SOON, || {
         let status = instance.http.probe("/api/v1/jobs");

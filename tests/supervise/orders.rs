@@ -30,7 +30,10 @@ fn stop_start_restart_and_reload_do_what_they_say() {
 
     instance.stop_server();
     let probe = |path: &str| instance.http.probe(path);
-    assert_eq!((probe("/livez"), probe("/readyz"), probe("/startupz")), (Some(200), Some(503), Some(503)));
+    assert_eq!(
+        (probe("/livez"), probe("/readyz"), probe("/startupz")),
+        (Some(200), Some(503), Some(503))
+    );
     assert_eq!(instance.control("Database cluster state"), "shut down");
     let stopped = instance.http.post("/api/v1/processes/postgres/reload", &Value::Null);
     assert_eq!(stopped.problem(409), "postgres-stopped");
@@ -45,7 +48,10 @@ fn stop_start_restart_and_reload_do_what_they_say() {
 
     instance.order("start");
     instance.wait_ready();
-    assert_eq!((probe("/livez"), probe("/readyz"), probe("/startupz")), (Some(200), Some(200), Some(200)));
+    assert_eq!(
+        (probe("/livez"), probe("/readyz"), probe("/startupz")),
+        (Some(200), Some(200), Some(200))
+    );
     rows.check();
     let log = instance.http.get("/api/v1/processes/postgres/log").expect(200).body;
     assert!(log.contains("database system is ready to accept connections"), "{log}");

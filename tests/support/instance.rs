@@ -216,7 +216,12 @@ impl Instance {
     pub(crate) fn order(&self, order: &str) {
         let path = format!("/api/v1/processes/postgres/{order}");
         let reply = self.http.post(&path, &serde_json::json!({}));
-        assert!(matches!(reply.status, 200 | 202 | 204), "{order}: {} {}", reply.status, reply.body);
+        assert!(
+            matches!(reply.status, 200 | 202 | 204),
+            "{order}: {} {}",
+            reply.status,
+            reply.body
+        );
     }
 
     /// Stops the server through the API and waits until it is down.

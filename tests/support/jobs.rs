@@ -110,7 +110,9 @@ impl Instance {
             last = self.job(id);
             wanted(&last).then(|| last.clone())
         });
-        found.unwrap_or_else(|| panic!("job {id} not in time: {what}\n{last:#}\n{}", self.job_log(id)))
+        found.unwrap_or_else(|| {
+            panic!("job {id} not in time: {what}\n{last:#}\n{}", self.job_log(id))
+        })
     }
 
     /// A job's log as text.

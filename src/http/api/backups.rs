@@ -195,10 +195,13 @@ pub(in crate::http) async fn list(
         .filter(|backup| from.is_none_or(|from| backup.stopped_at >= Some(from)))
         .filter(|backup| to.is_none_or(|to| backup.stopped_at.is_some_and(|at| at <= to)))
         .collect();
-    backups.sort_by_key(|backup| std::cmp::Reverse((backup.stopped_at, &backup.label, backup.repo_key)));
+    backups.sort_by_key(|backup| {
+        std::cmp::Reverse((backup.stopped_at, &backup.label, backup.repo_key))
+    });
     if let Some(cursor) = query.cursor {
         let at = backups.iter().position(|backup| cursor_of(backup) == cursor);
-        let at = at.ok_or_else(|| Problem::field("cursor", "is not one of ours, or has expired"))?;
+        let at =
+            at.ok_or_else(|| Problem::field("cursor", "is not one of ours, or has expired"))?;
         backups.drain(..=at);
     }
     let more = backups.len() > limit;
@@ -342,9 +345,10 @@ pub(in crate::http) async fn create(
     key: IdempotencyKey,
     Body(request): Body<BackupRequest>,
 ) -> Outcome<Response> {
-    let backup_type = request.r#type.parse().map_err(|error: crate::domain::backup::InvalidBackupType| {
-        Problem::field("type", error.to_string())
-    })?;
+    let backup_type =
+        request.r#type.parse().map_err(|error: crate::domain::backup::InvalidBackupType| {
+            Problem::field("type", error.to_string())
+        })?;
     let repo = request.repo.map(RepoKey::try_from).transpose();
     let repo = repo.map_err(|error| Problem::field("repo", error.to_string()))?;
     let annotations = Annotations::parse(request.annotations)

@@ -201,11 +201,7 @@ impl From<Job> for JobView {
                 .map(|phase| RestorePhaseView { phase: phase.as_str(), text: phase.describe() }),
             result: job.result.map(ResultView::from),
             error: job.error.map(ErrorView::from),
-            links: JobLinks {
-                log: format!("{this}/log"),
-                events: format!("{this}/events"),
-                this,
-            },
+            links: JobLinks { log: format!("{this}/log"), events: format!("{this}/events"), this },
         }
     }
 }
@@ -340,10 +336,7 @@ pub(in crate::http) async fn show(
     Ok(Json(find(&state, id).await?.into()))
 }
 
-pub(in crate::http) async fn find(
-    state: &AppState,
-    id: crate::domain::JobId,
-) -> Outcome<Job> {
+pub(in crate::http) async fn find(state: &AppState, id: crate::domain::JobId) -> Outcome<Job> {
     let job = state.store.job(id).await?;
     job.ok_or_else(|| crate::jobs::Denied::NoSuchJob(id).into())
 }

@@ -242,7 +242,10 @@ pub(in crate::http) async fn reload(
 fn settled(status: &Status) -> bool {
     matches!(
         status.state,
-        ServerState::Ready | ServerState::Recovering | ServerState::BackingOff | ServerState::Failed
+        ServerState::Ready
+            | ServerState::Recovering
+            | ServerState::BackingOff
+            | ServerState::Failed
     )
 }
 

@@ -193,10 +193,7 @@ impl StanzaView {
         let this = format!("/api/v1/stanzas/{name}");
         Self {
             name: name.to_string(),
-            status: StatusView {
-                code: stanza.status.code,
-                message: stanza.status.message.clone(),
-            },
+            status: StatusView { code: stanza.status.code, message: stanza.status.message.clone() },
             observed_at: seen.observed_at,
             cipher: stanza.cipher.clone(),
             repos: stanza

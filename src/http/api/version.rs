@@ -31,13 +31,15 @@ pub(in crate::http) struct Versions {
 ))]
 pub(in crate::http) async fn show(State(state): State<AppState>) -> Json<Versions> {
     let postgresql = state.postgres.status().version;
-    let major = postgresql.as_deref().and_then(|text| {
-        text.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u16>().ok()
-    });
+    let major = postgresql
+        .as_deref()
+        .and_then(|text| text.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u16>().ok());
     let pgbackrest = state.pgbackrest.as_ref();
     Json(Versions {
         headrest: env!("CARGO_PKG_VERSION"),
-        supported: pgbackrest.zip(major).and_then(|(version, major)| version.supports_postgres(major)),
+        supported: pgbackrest
+            .zip(major)
+            .and_then(|(version, major)| version.supports_postgres(major)),
         pgbackrest: pgbackrest.map(ToString::to_string),
         postgresql,
     })

@@ -74,7 +74,8 @@ fn check_site(request: &Request) -> Result<(), Problem> {
     if !acts {
         return Ok(());
     }
-    let foreign = text("sec-fetch-site").is_some_and(|site| !matches!(site, "same-origin" | "none"));
+    let foreign =
+        text("sec-fetch-site").is_some_and(|site| !matches!(site, "same-origin" | "none"));
     let prefetch = [text("sec-purpose"), text("purpose")]
         .into_iter()
         .flatten()

@@ -9,6 +9,7 @@ use http_body_util::BodyExt as _;
 use sha2::{Digest as _, Sha256};
 
 use crate::clock;
+use crate::http::auth::hex;
 use crate::http::extract::{IdempotencyKey, read_body};
 use crate::http::problem::{ErrorCode, Problem};
 use crate::http::state::AppState;
@@ -46,8 +47,7 @@ async fn answer(
         hasher.update(part);
     }
     hasher.update(&body);
-    let fingerprint: String =
-        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let fingerprint = hex(&hasher.finalize());
     match state.store.claim_key(key.to_owned(), fingerprint, clock::now()).await? {
         Claim::Fresh => {}
         Claim::Mismatch => {

@@ -57,6 +57,7 @@ pub(in crate::http) async fn wrap(request: Request, next: Next) -> Response {
 }
 
 /// What a panicking handler answers.
+#[expect(clippy::needless_pass_by_value, reason = "the layer hands it over so")]
 pub(in crate::http) fn on_panic(panic: Box<dyn std::any::Any + Send>) -> Response {
     let text = panic
         .downcast_ref::<String>()

@@ -31,9 +31,10 @@ pub(super) async fn plan(
     by: String,
     recorder: &mut Recorder,
 ) -> Result<Journal, JobError> {
-    let earlier = context.journals.read(&spec.stanza).map_err(|error| {
-        problem("restore-journal", crate::telemetry::chain(&error), &[])
-    })?;
+    let earlier = context
+        .journals
+        .read(&spec.stanza)
+        .map_err(|error| problem("restore-journal", crate::telemetry::chain(&error), &[]))?;
     let seen = context
         .catalog
         .observe(&spec.stanza, Freshness::New)

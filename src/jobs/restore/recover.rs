@@ -106,13 +106,13 @@ impl Run<'_> {
                             return Ok(connection);
                         }
                     }
-                    Some(Waiting::AtGap(segment)) => {
-                        if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
-                            said = Some(Instant::now());
-                            self.say_gap(segment).await;
-                        }
+                    Some(Waiting::AtGap(segment))
+                        if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) =>
+                    {
+                        said = Some(Instant::now());
+                        self.say_gap(segment).await;
                     }
-                    None => {}
+                    Some(Waiting::AtGap(_)) | None => {}
                 }
             } else {
                 connection = None;
@@ -214,10 +214,7 @@ impl Run<'_> {
 
 /// The segment in the title of a startup process that found no more WAL. "recovering" stands there
 /// when the last place it looked was a segment in `pg_wal` that ends in the middle.
-fn wanted_segment(
-    title: &str,
-    parse: impl Fn(&str) -> Option<WalSegment>,
-) -> Option<WalSegment> {
+fn wanted_segment(title: &str, parse: impl Fn(&str) -> Option<WalSegment>) -> Option<WalSegment> {
     let mut parts = ["waiting for ", "recovering "].into_iter().filter_map(|word| {
         let (_, wanted) = title.split_once(word)?;
         parse(wanted.split_whitespace().next()?)

@@ -257,10 +257,8 @@ fn unsaved(message: String) -> Stop {
     Stop::Aborted(problem(
         "wal-not-saved",
         message,
-        &[
-            "Going on would lose commits. Free space in the state directory, or make archiving \
-             work, then restore again.",
-        ],
+        &["Going on would lose commits. Free space in the state directory, or make archiving \
+             work, then restore again."],
     ))
 }
 

@@ -313,9 +313,7 @@ impl Supervisor {
                 })
             }
             Occupant::Stale => {
-                tracing::warn!(
-                    "removing a stale postmaster.pid: no server runs on PGDATA {shown}"
-                );
+                tracing::warn!("removing a stale postmaster.pid: no server runs on PGDATA {shown}");
                 pgdata::remove_stale_pid_file(pgdata).map_err(unreadable)?;
                 Ok(Prepared::Start)
             }

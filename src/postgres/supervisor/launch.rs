@@ -19,7 +19,7 @@ use crate::process::{self, Child, End, Output, Program, stop};
 #[derive(Debug)]
 pub(super) enum Postmaster {
     /// Our child.
-    Child(Child),
+    Child(Box<Child>),
     /// Started by an earlier Headrest; the descriptor keeps its pid from meaning another process.
     Adopted(Pid, AsyncFd<OwnedFd>),
 }
@@ -98,7 +98,7 @@ pub(super) async fn launch(
         output.for_child().map_err(|error| format!("cannot open the server's log: {error}"))?;
     program.output = Output::File(file);
     let child = program.spawn().map_err(|error| error.explain())?;
-    Ok(Postmaster::Child(child))
+    Ok(Postmaster::Child(Box::new(child)))
 }
 
 /// Where the socket of a fenced server is.
@@ -199,8 +199,7 @@ async fn default_archive_timeout(settings: &Settings) -> Option<&'static str> {
     let mut program = Program::new(settings.binaries.program("postgres"));
     program.env.clone_from(&settings.env);
     let data_dir = settings.config.data_dir.display().to_string();
-    program.args =
-        ["-D", &data_dir, "-C", "archive_timeout"].map(str::to_owned).to_vec();
+    program.args = ["-D", &data_dir, "-C", "archive_timeout"].map(str::to_owned).to_vec();
     program.args.extend(settings.config.args.iter().cloned());
     let captured = process::capture(program, Duration::from_secs(5)).await.ok()?;
     let value = String::from_utf8_lossy(&captured.stdout).trim().to_owned();

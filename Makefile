@@ -1,0 +1,122 @@
+# Headrest. `make help` says what there is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help run test bench packages rust
+
+USER_ID := $(shell id -u)
+CARGO ?= cargo
+CARGO_TARGET_DIR ?= target
+
+# Where `make run` keeps everything. User postgres must be able to reach it: not below /root.
+ifeq ($(USER_ID),0)
+RUN_DIR ?= /var/lib/headrest
+else
+RUN_DIR ?= $(HOME)/.local/share/headrest
+endif
+LISTEN ?= 127.0.0.1:8433
+# The port of PostgreSQL; the first free one from 5432 up when not given, and the same ever after.
+PGPORT ?=
+export RUN_DIR LISTEN PGPORT
+
+help:
+	@printf '%s\n' \
+	    'make run     PostgreSQL with continuous backups, and Headrest on top of it, in the foreground' \
+	    'make test    format, lints, documentation and all tests' \
+	    'make bench   speed and size against plain pgBackRest; takes some minutes' \
+	    'As root, PostgreSQL and pgBackRest are installed with apt-get when they are missing.' \
+	    'Variables of make run, with their values:' \
+	    '  RUN_DIR=$(RUN_DIR)' \
+	    '  LISTEN=$(LISTEN)' \
+	    '  PGPORT=$(or $(PGPORT),   (not given: the first free port from 5432 up, and the same ever after))'
+
+run: packages rust
+	@fail() { echo "make run: $$*" >&2; exit 1; }
+	umask 022
+	RUN_DIR=$$(realpath -m -- "$$RUN_DIR")
+	longest_socket="$$RUN_DIR/state/fence/.s.PGSQL.65535"
+	[ $${#longest_socket} -le 107 ] || fail "RUN_DIR is too long for a Unix socket: $$RUN_DIR"
+	mkdir -p "$$RUN_DIR" || fail "cannot make RUN_DIR $$RUN_DIR"
+	if [ $(USER_ID) = 0 ]; then
+	    # Headrest makes the directories below it and gives them to user postgres.
+	    runuser -u postgres -- test -x "$$RUN_DIR" || fail "user postgres cannot enter RUN_DIR $$RUN_DIR"
+	else
+	    (cd "$$RUN_DIR" && mkdir -p -m 700 state data run repo lock log spool)
+	fi
+
+	$(CARGO) build --release --locked --bin headrest
+	binary=$$(realpath "$(CARGO_TARGET_DIR)/release/headrest")
+
+	# The port: as asked for, else as last time, else one that nobody has, not even a cluster of
+	# Debian's that is down at present.
+	taken() {
+	    (exec 3<>"/dev/tcp/127.0.0.1/$$1") 2>/dev/null || (exec 3<>"/dev/tcp/::1/$$1") 2>/dev/null ||
+	        pg_lsclusters -h 2>/dev/null | awk '{ print $$3 }' | grep -qx "$$1"
+	}
+	port=$$PGPORT
+	if [ -z "$$port" ] && [ -s "$$RUN_DIR/port" ]; then port=$$(<"$$RUN_DIR/port"); fi
+	if [ -z "$$port" ]; then
+	    port=5432
+	    while taken $$port; do port=$$((port + 1)); done
+	fi
+	echo "$$port" >"$$RUN_DIR/port"
+
+	printf '%s\n' '' \
+	    "  dashboard and API   http://$$LISTEN/" \
+	    "  the admin token     $$RUN_DIR/state/admin-token" \
+	    "  SQL                 psql -h $$RUN_DIR/run -p $$port -U postgres" \
+	    "  stop                Ctrl-C" ''
+	export HEADREST_LISTEN="$$LISTEN"
+	export HEADREST_STATE_DIR="$$RUN_DIR/state"
+	export HEADREST_POSTGRES__SUPERVISE=true
+	export HEADREST_POSTGRES__DATA_DIR="$$RUN_DIR/data"
+	export HEADREST_POSTGRES__SOCKET_DIR="$$RUN_DIR/run"
+	export HEADREST_POSTGRES__PORT="$$port"
+	export PGBACKREST_REPO1_PATH="$$RUN_DIR/repo"
+	export PGBACKREST_LOCK_PATH="$$RUN_DIR/lock"
+	export PGBACKREST_LOG_PATH="$$RUN_DIR/log"
+	export PGBACKREST_SPOOL_PATH="$$RUN_DIR/spool"
+	cd /
+	exec "$$binary" serve
+
+test: packages rust
+	@set -x
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+	if $(CARGO) nextest --version >/dev/null 2>&1; then
+	    $(CARGO) nextest run --locked
+	    $(CARGO) test --locked --doc
+	else
+	    # Two at a time, as .config/nextest.toml says: many tests run a PostgreSQL of their own.
+	    RUST_TEST_THREADS=2 $(CARGO) test --locked
+	fi
+
+bench: packages rust
+	@$(CARGO) bench --locked --bench headrest
+
+# PostgreSQL, pgBackRest and a C compiler (SQLite is compiled in) are there, or are installed. The
+# cluster that Debian makes of its own is left alone.
+packages:
+	@missing=()
+	compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || command -v postgres >/dev/null ||
+	    missing+=(postgresql)
+	command -v pgbackrest >/dev/null || missing+=(pgbackrest)
+	command -v cc >/dev/null || missing+=(gcc libc6-dev)
+	[ $${#missing[@]} -gt 0 ] || exit 0
+	if [ $(USER_ID) != 0 ]; then
+	    echo "missing; install with: sudo apt-get install $${missing[*]}" >&2
+	    exit 1
+	fi
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get update
+	apt-get install -y --no-install-recommends "$${missing[@]}" </dev/null
+
+rust:
+	@command -v $(CARGO) >/dev/null || {
+	    wanted=$$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+	    echo "cargo is missing: install Rust $$wanted or later, for example with rustup" >&2
+	    exit 1
+	}
