@@ -27,9 +27,24 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
 
 /// Crates and modules that a module must not use.
 const FORBIDDEN: &[(&str, &[&str])] = &[
-    ("domain", &["tokio", "std::fs", "std::process", "std::env", "std::net", "tracing", "axum", "rusqlite"]),
+    (
+        "domain",
+        &[
+            "tokio",
+            "std::fs",
+            "std::process",
+            "std::env",
+            "std::net",
+            "tracing",
+            "axum",
+            "rusqlite",
+        ],
+    ),
     ("jobs", &["axum", "rusqlite", "tower"]),
-    ("http", &["rusqlite", "tokio::process", "crate::process", "crate::pgbackrest::runner", "std::fs"]),
+    (
+        "http",
+        &["rusqlite", "tokio::process", "crate::process", "crate::pgbackrest::runner", "std::fs"],
+    ),
     ("store", &["tokio::process", "axum", "crate::process"]),
     ("process", &["axum", "rusqlite"]),
     ("pgbackrest", &["axum", "rusqlite"]),
@@ -51,9 +66,8 @@ fn sources() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     walk(&root, &mut files);
     assert!(files.len() > 40, "only {} files: is this still where the sources are?", files.len());
-    let strip = |(path, text): (PathBuf, String)| {
-        (path.strip_prefix(&root).unwrap().to_owned(), text)
-    };
+    let strip =
+        |(path, text): (PathBuf, String)| (path.strip_prefix(&root).unwrap().to_owned(), text);
     files.into_iter().map(strip).collect()
 }
 

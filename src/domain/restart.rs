@@ -88,7 +88,7 @@ mod tests {
     fn slow_failures_never_give_up_and_service_is_forgiven() {
         let mut policy = RestartPolicy::default();
         for n in 0..50 {
-            let verdict = policy.exited(at(n * 61), None, 0.0);
+            let verdict = policy.exited(at(n * 70), None, 0.0);
             assert_ne!(verdict, Verdict::GiveUp, "exit {n}");
         }
         let verdict = policy.exited(at(9999), Some(Duration::from_secs(61)), 0.0);

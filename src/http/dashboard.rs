@@ -571,7 +571,7 @@ mod tests {
         for (n, expect) in cases {
             assert_eq!(bytes(n), expect);
         }
-        assert_eq!(bytes(u64::MAX), "16384.0 PB");
+        assert_eq!(bytes(u64::MAX), "16383.9 PB");
         let spans = [(-5, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (200_000, "2 d")];
         for (seconds, expect) in spans {
             assert_eq!(span(SignedDuration::from_secs(seconds)), expect);

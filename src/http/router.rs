@@ -74,7 +74,7 @@ fn pages() -> Router<AppState> {
 fn open_pages() -> Router<AppState> {
     Router::new()
         .route("/login", get(dashboard::login_page).post(dashboard::log_in))
-        .route("/static/{file}", get(dashboard::asset))
+        .route("/static/{name}", get(dashboard::asset))
 }
 
 /// The whole service.

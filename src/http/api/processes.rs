@@ -115,6 +115,7 @@ impl From<Status> for ProcessView {
 /// The supervised processes.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Processes {
+    /// The processes.
     items: Vec<ProcessView>,
 }
 

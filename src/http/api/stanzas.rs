@@ -173,15 +173,19 @@ pub(in crate::http) struct BackupsSummary {
 /// Where to go from a stanza.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct StanzaLinks {
+    /// The stanza.
     #[serde(rename = "self")]
     this: String,
+    /// Its backups.
     backups: String,
+    /// pgBackRest's own info.
     info: String,
 }
 
 /// The configured stanzas.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Stanzas {
+    /// The stanzas.
     items: Vec<StanzaView>,
 }
 

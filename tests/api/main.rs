@@ -1,0 +1,9 @@
+//! The HTTP side without a network: the whole router by `oneshot`, a temporary store, and a fake
+//! pgbackrest (a shell script) where exit codes, timing and sizes matter.
+
+mod errors;
+mod jobs;
+mod openapi;
+mod pages;
+mod reads;
+mod service;
