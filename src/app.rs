@@ -21,6 +21,7 @@ use crate::cli::{EXIT_CONFIG, complain};
 use crate::config::{Auth as AuthMode, Config, Environment};
 use crate::http::state::Shared;
 use crate::http::{self, AppState, Auth};
+use crate::jobs::catalog::Freshness;
 use crate::jobs::context::{ServerSide, Wake};
 use crate::jobs::journal::Journals;
 use crate::jobs::{self, Catalog, Context, JobsHandle};
@@ -28,8 +29,8 @@ use crate::pgbackrest::command::archive_command;
 use crate::pgbackrest::runner::GRACE;
 use crate::postgres::bootstrap::FirstStart;
 use crate::postgres::install::Binaries;
-use crate::postgres::pgdata;
-use crate::postgres::supervisor::{Actor, Order, PostgresHandle, Settings};
+use crate::postgres::pgdata::{self, Content};
+use crate::postgres::supervisor::{Actor, Order, PostgresHandle, Settings, Status};
 use crate::process::signals::Termination;
 use crate::pulse::Pulses;
 use crate::store::Store;
@@ -99,8 +100,8 @@ async fn serve(
     let (shutdown, hurry) = (CancellationToken::new(), CancellationToken::new());
     let (streams_end, output_end) = (CancellationToken::new(), CancellationToken::new());
 
-    let server = match &config.postgres {
-        Some(postgres) => Some(ServerSide {
+    let server = match (&config.postgres, side.defaults) {
+        (Some(postgres), Some(defaults)) => Some(ServerSide {
             stanza: stanza.clone(),
             data_dir: postgres.data_dir.clone(),
             binaries: Binaries::find(
@@ -109,11 +110,11 @@ async fn serve(
                 pgdata::major_version(&postgres.data_dir),
             )?,
             env: user.environment(environment),
-            superuser: postgres.superuser.clone(),
+            defaults,
             user_options: side.options,
             stop_patience: postgres.stop_timeout + STOP_RUNGS,
         }),
-        None => None,
+        _ => None,
     };
     let found = jobs::boot::look_back(&store, &journals, &wake, server.as_ref()).await?;
 
@@ -191,8 +192,10 @@ async fn serve(
     // Only now PostgreSQL: whatever goes wrong from here on can be read.
     if let Some((job, journal, action)) = found.resume {
         jobs.resume(job, journal, action).await;
-    } else if postgres.is_supervised() && found.fenced_by.is_none() {
-        postgres.order(Order::Start, Actor::Operator).await?;
+    } else if let Some(server) = &context.server
+        && found.fenced_by.is_none()
+    {
+        postgres.order(first_order(server, &context.catalog).await, Actor::Operator).await?;
     }
     if postgres.is_supervised() {
         tokio::spawn(jobs::first_start::run(context, jobs, stanza));
@@ -225,6 +228,24 @@ async fn serve(
     Ok(())
 }
 
+/// Starts the server, unless its data is gone while the repository still has its backups: a new
+/// cluster in its place would be another database, and would stand in the way of a restore.
+async fn first_order(server: &ServerSide, catalog: &Catalog) -> Order {
+    let shown = server.data_dir.display();
+    if !matches!(pgdata::content(&server.data_dir), Ok(Content::Empty)) {
+        return Order::Start;
+    }
+    let stanza = &server.stanza;
+    match catalog.observe(stanza, Freshness::New).await {
+        Ok(seen) if !seen.stanza.backups.is_empty() => Order::Hold(format!(
+            "PGDATA {shown} is empty, but the repository holds backups of stanza {stanza}. To \
+             restore them: POST /api/v1/stanzas/{stanza}/restores. To begin with a new, empty \
+             cluster instead: POST /api/v1/processes/postgres/start"
+        )),
+        Ok(_) | Err(_) => Order::Start,
+    }
+}
+
 /// Jobs first, then PostgreSQL, whose archiver still needs the repository.
 async fn stop_in_order(
     queue: &mut JoinHandle<()>,
@@ -248,7 +269,7 @@ async fn stop_in_order(
     let mut pressed = false;
     loop {
         let patience = Duration::from_mins(10);
-        let gone = postgres.wait_until(patience, |status| !status.state.has_process());
+        let gone = postgres.wait_until(patience, Status::is_down);
         tokio::select! {
             _ = gone => return,
             () = hurry.cancelled(), if !pressed => {

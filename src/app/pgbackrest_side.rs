@@ -22,7 +22,9 @@ pub(super) struct Side {
     pub(super) tool: Tool,
     /// What the user configured for the stanza.
     pub(super) options: UserOptions,
-    /// What we add.
+    /// What it is told about the server.
+    pub(super) defaults: Option<Defaults>,
+    /// What we add, for the supervised server's stanza.
     pub(super) added: BTreeMap<String, String>,
     /// What PostgreSQL must have in its environment, so that its archive_command means the same.
     pub(super) postgres_env: BTreeMap<String, String>,
@@ -42,7 +44,7 @@ pub(super) fn find(
         files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let ours = config.pgbackrest_env.iter().cloned();
     let options = UserOptions::parse(&files, ours, stanza);
-    let mut added = BTreeMap::new();
+    let (mut added, mut defaults) = (BTreeMap::new(), None);
     if let Some(postgres) = &config.postgres {
         if let Some(pg_path) = options.get("pg1-path")
             && !same_directory(Path::new(pg_path), &postgres.data_dir)
@@ -54,22 +56,24 @@ pub(super) fn find(
             ))
             .into());
         }
-        let defaults = Defaults {
+        let about = Defaults {
             pg_path: postgres.data_dir.display().to_string(),
             pg_port: postgres.port,
             pg_socket_dir: postgres.socket_dir.as_ref().map(|dir| dir.display().to_string()),
             pg_user: Some(postgres.superuser.clone()),
         };
-        added = conf::environment(&defaults, &options);
+        added = conf::environment(&about, &options);
+        defaults = Some(about);
     }
     let mut postgres_env: BTreeMap<String, String> =
         config.pgbackrest_env.iter().cloned().collect();
     postgres_env.extend(added.clone());
     let mut env = user.environment(environment);
-    env.extend(postgres_env.clone());
+    // Only what the user set: what we add is one stanza's and goes with that stanza's commands.
+    env.extend(config.pgbackrest_env.iter().cloned());
     // Log lines are read as UTC.
     env.insert("TZ".to_owned(), "UTC".to_owned());
-    Ok(Side { tool: Tool { binary, env }, options, added, postgres_env })
+    Ok(Side { tool: Tool { binary, env }, options, defaults, added, postgres_env })
 }
 
 /// Asks the tool for its version. Without an answer everything else still runs, and says why

@@ -340,34 +340,34 @@ mod tests {
         }
     }
 
-    fn control(timeline: u32, out_of_recovery: bool) -> Option<ControlFacts> {
-        Some(ControlFacts { timeline: Timeline::try_from(timeline).unwrap(), out_of_recovery })
+    fn control(timeline: u32, out_of_recovery: bool) -> ControlFacts {
+        ControlFacts { timeline: Timeline::try_from(timeline).unwrap(), out_of_recovery }
     }
 
     #[test]
     fn boot_table() {
         use BootAction as B;
         let cases = [
-            (Phase::Accepted, control(3, true), B::Abort),
-            (Phase::Draining, control(3, true), B::Abort),
+            (Phase::Accepted, Some(control(3, true)), B::Abort),
+            (Phase::Draining, Some(control(3, true)), B::Abort),
             (Phase::Restoring, None, B::RestoreAgain),
-            (Phase::Restoring, control(3, true), B::RestoreAgain),
-            (Phase::Restored, control(3, false), B::Recover),
+            (Phase::Restoring, Some(control(3, true)), B::RestoreAgain),
+            (Phase::Restored, Some(control(3, false)), B::Recover),
             // The backup was taken "in production": that is what a fresh restore shows.
-            (Phase::Restored, control(3, true), B::Recover),
-            (Phase::Restored, control(2, true), B::Recover),
-            (Phase::Recovering, control(3, false), B::Recover),
+            (Phase::Restored, Some(control(3, true)), B::Recover),
+            (Phase::Restored, Some(control(2, true)), B::Recover),
+            (Phase::Recovering, Some(control(3, false)), B::Recover),
             (Phase::Recovering, None, B::RestoreAgain),
-            (Phase::Recovering, control(4, true), B::RestoreAgain),
-            (Phase::Verified, control(3, false), B::Recover),
-            (Phase::Promoting, control(3, false), B::RestoreAgain),
-            (Phase::Promoting, control(4, false), B::RestoreAgain),
-            (Phase::Promoting, control(4, true), B::Unfence),
+            (Phase::Recovering, Some(control(4, true)), B::RestoreAgain),
+            (Phase::Verified, Some(control(3, false)), B::Recover),
+            (Phase::Promoting, Some(control(3, false)), B::RestoreAgain),
+            (Phase::Promoting, Some(control(4, false)), B::RestoreAgain),
+            (Phase::Promoting, Some(control(4, true)), B::Unfence),
             (Phase::Promoting, None, B::RestoreAgain),
             (Phase::Unfencing, None, B::Unfence),
-            (Phase::NeedsOperator, control(3, true), B::StayDown),
-            (Phase::Done, control(4, true), B::Nothing),
-            (Phase::Aborted, control(3, true), B::Nothing),
+            (Phase::NeedsOperator, Some(control(3, true)), B::StayDown),
+            (Phase::Done, Some(control(4, true)), B::Nothing),
+            (Phase::Aborted, Some(control(3, true)), B::Nothing),
         ];
         for (phase, facts, expect) in cases {
             assert_eq!(on_boot(&journal(phase), facts), expect, "{phase} {facts:?}");
@@ -401,7 +401,7 @@ mod tests {
 
         #[test]
         fn an_unfencing_restore_is_never_run_again(timeline in 1u32..9, out: bool) {
-            let action = on_boot(&journal(Phase::Unfencing), control(timeline, out));
+            let action = on_boot(&journal(Phase::Unfencing), Some(control(timeline, out)));
             prop_assert_eq!(action, BootAction::Unfence);
         }
     }

@@ -105,10 +105,9 @@ async fn unfinished_restore(
     match action {
         BootAction::Nothing => Ok(Found::default()),
         BootAction::Abort => {
-            if let Some(kept) = journal.kept_wal.take() {
-                // Copies of what pg_wal still has.
-                let _ = std::fs::remove_dir_all(kept);
-            }
+            // Copies of what pg_wal still has; not there if it did not come to that.
+            journal.kept_wal = None;
+            let _ = std::fs::remove_dir_all(journals.kept_wal_dir(&journal));
             journal.phase = Phase::Aborted;
             journal.written_at = clock::now();
             journals.write(&journal)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{Mutex, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::clock;
 use crate::domain::{BackupLabel, StanzaName};
@@ -19,6 +19,12 @@ use crate::pgbackrest::runner::Tool;
 
 /// An answer younger than this is good enough for a page or a list.
 pub const FRESH_ENOUGH: Duration = Duration::from_secs(10);
+/// How long a caller waits for news before it gets what was seen last.
+const STALE_AFTER: Duration = Duration::from_secs(2);
+/// How long a caller waits when nothing was seen yet.
+const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a job waits for an answer of its own.
+const JOB_PATIENCE: Duration = Duration::from_secs(120);
 /// How many single sets are remembered.
 const SETS_KEPT: usize = 256;
 
@@ -101,6 +107,7 @@ impl Catalog {
         {
             return Ok(seen);
         }
+        let last = self.last(stanza);
         let (this, stanza) = (self.clone(), stanza.clone());
         // In a task of its own: a caller that goes away must not end the run others wait for.
         let work = tokio::spawn(async move {
@@ -124,7 +131,22 @@ impl Catalog {
             slot.last.send_replace(Some(seen.clone()));
             seen
         });
-        work.await.unwrap_or_else(|panic| Err(Unavailable::new(panic.to_string())))
+        let patience = match (freshness, last) {
+            // A repository that hangs must not make what was seen before disappear.
+            (Freshness::Within(_), Some(Ok(seen))) => match timeout(STALE_AFTER, work).await {
+                Ok(done) => return unpanicked(done),
+                Err(_) => return Ok(seen),
+            },
+            (Freshness::Within(_), _) => FIRST_PATIENCE,
+            (Freshness::New, _) => JOB_PATIENCE,
+        };
+        match timeout(patience, work).await {
+            Ok(done) => unpanicked(done),
+            Err(_) => Err(Unavailable::new(format!(
+                "pgbackrest info did not answer within {} s",
+                patience.as_secs()
+            ))),
+        }
     }
 
     /// What was seen last, however old. Never runs anything.
@@ -201,6 +223,10 @@ impl Catalog {
         };
         Err(Unavailable::new(format!("pgbackrest info {}: {said}", captured.end)))
     }
+}
+
+fn unpanicked(done: Result<Seen, tokio::task::JoinError>) -> Seen {
+    done.unwrap_or_else(|panic| Err(Unavailable::new(panic.to_string())))
 }
 
 /// A stanza that `info` does not list at all: its repository is not there (seen with 2.45).

@@ -28,8 +28,8 @@ pub struct ServerSide {
     pub binaries: Binaries,
     /// The environment of PostgreSQL's programs.
     pub env: BTreeMap<String, String>,
-    /// The database superuser.
-    pub superuser: String,
+    /// What pgBackRest is told about the server, as it is configured.
+    pub defaults: Defaults,
     /// What the user set for pgBackRest.
     pub user_options: UserOptions,
     /// How long stopping it may take, all rungs together.
@@ -94,13 +94,11 @@ impl Context {
         let Some(server) = self.server.as_ref().filter(|server| server.stanza == *stanza) else {
             return BTreeMap::new();
         };
-        let address = self.postgres.status().address;
-        let defaults = Defaults {
-            pg_path: server.data_dir.display().to_string(),
-            pg_port: address.as_ref().map(|address| address.port),
-            pg_socket_dir: address.map(|address| address.socket_dir.display().to_string()),
-            pg_user: Some(server.superuser.clone()),
-        };
+        let mut defaults = server.defaults.clone();
+        if let Some(address) = self.postgres.status().address {
+            defaults.pg_port = Some(address.port);
+            defaults.pg_socket_dir = Some(address.socket_dir.display().to_string());
+        }
         conf::environment(&defaults, &server.user_options)
     }
 }

@@ -267,6 +267,12 @@ impl Queue {
         }
         let lane = self.lanes.entry(stanza.clone()).or_default();
         let mut cancelled = None;
+        let restore_waits = lane.waiting.iter().find(|job| job.spec.kind() == JobKind::Restore);
+        if spec.kind() == JobKind::Restore
+            && let Some(other) = restore_waits
+        {
+            return Err(Denied::LaneBusy { stanza, job: other.id, kind: JobKind::Restore });
+        }
         if let Some(running) = &lane.running {
             match admit(&spec, running.job.spec.kind(), on_conflict) {
                 Admission::Refuse => {

@@ -24,7 +24,7 @@ const KEPT_LINES: usize = 10_000;
 const KEPT_BYTES: usize = 2 << 20;
 /// Lines kept from the end.
 const TAIL_LINES: usize = 200;
-/// How often progress is stored.
+/// How often progress is stored at most.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
 /// What the lines told about the run, best effort.
@@ -181,7 +181,9 @@ impl Recorder {
     }
 
     async fn store_progress(&mut self) {
-        if self.progress_stored.is_some_and(|at| at.elapsed() < PROGRESS_EVERY) {
+        // A hundred times or so, however long it takes.
+        let every = PROGRESS_EVERY.max(self.began.elapsed() / 100);
+        if self.progress_stored.is_some_and(|at| at.elapsed() < every) {
             return;
         }
         self.store_all(true, vec![progress_event(&self.progress)]).await;

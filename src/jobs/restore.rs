@@ -119,11 +119,26 @@ pub(super) async fn run(
 }
 
 impl Run<'_> {
+    /// Goes on from an earlier restore that was given up half way. PGDATA is not a database, so
+    /// none of the phases in which it counts as intact may stand in the journal.
+    async fn take_over(&mut self) -> Result<(), Stop> {
+        self.journal.phase = Phase::NeedsOperator;
+        self.write_journal().map_err(Stop::NeedsOperator)?;
+        self.phases.tell(Phase::NeedsOperator).await;
+        self.order(Order::RaiseFence).await.map_err(|refusal| self.refused(&refusal))?;
+        self.stop_server().await?;
+        self.end_stray_server(false).await?;
+        self.restore_files().await
+    }
+
     async fn begin(&mut self) -> Result<(), Stop> {
+        if self.journal.inherited_from.is_some() {
+            return self.take_over().await;
+        }
         self.write_journal().map_err(Stop::Aborted)?;
         self.phases.tell(Phase::Accepted).await;
         self.recorder.phase(Phase::Accepted).await;
-        self.order(Order::RaiseFence).await.map_err(refused)?;
+        self.order(Order::RaiseFence).await.map_err(|refusal| self.refused(&refusal))?;
 
         self.enter(Phase::Quiesced).await?;
         prepare::wait_for_foreign_lock(self.context, &self.journal.stanza, self.recorder)
@@ -275,7 +290,7 @@ impl Run<'_> {
             self.stop_server().await?;
         }
         // From here on the server is the supervisor's again, with its restarts.
-        self.order(Order::LowerFence).await.map_err(refused)?;
+        self.order(Order::LowerFence).await.map_err(|refusal| self.refused(&refusal))?;
         match self.context.postgres.order(Order::Start, Actor::Operator).await {
             Ok(()) | Err(Refusal::Running) => {}
             Err(refusal) => {
@@ -389,9 +404,10 @@ impl Run<'_> {
         self.journal.phase = from.transition(phase).map_err(|refused| {
             Stop::NeedsOperator(problem("internal", format!("a bug in Headrest: {refused}"), &[]))
         })?;
-        self.write_journal().map_err(|error| {
-            if from.data_is_intact() { Stop::Aborted(error) } else { Stop::NeedsOperator(error) }
-        })?;
+        if let Err(error) = self.write_journal() {
+            self.journal.phase = from;
+            return Err(self.give_up(error));
+        }
         self.phases.tell(phase).await;
         self.recorder.phase(phase).await;
         Ok(())
@@ -416,6 +432,20 @@ impl Run<'_> {
         })
     }
 
+    /// What giving up means now.
+    fn give_up(&self, error: JobError) -> Stop {
+        match self.journal.phase {
+            phase if phase.data_is_intact() => Stop::Aborted(error),
+            // The data is complete and may have been written to since.
+            Phase::Unfencing | Phase::Done => Stop::Finished(error),
+            _ => Stop::NeedsOperator(error),
+        }
+    }
+
+    fn refused(&self, refusal: &Refusal) -> Stop {
+        self.give_up(problem("postgres-unavailable", refusal.to_string(), &[]))
+    }
+
     async fn order(&self, order: Order) -> Result<(), Refusal> {
         self.context.postgres.order(order, Actor::Restore(self.journal.id)).await
     }
@@ -424,10 +454,10 @@ impl Run<'_> {
     async fn stop_server(&mut self) -> Result<(), Stop> {
         match self.order(Order::Stop).await {
             Ok(()) | Err(Refusal::NotRunning) => {}
-            Err(refusal) => return Err(refused(refusal)),
+            Err(refusal) => return Err(self.refused(&refusal)),
         }
-        let down = |status: &Status| !status.state.has_process();
-        let stopped = self.context.postgres.wait_until(self.side.stop_patience, down).await;
+        let stopped =
+            self.context.postgres.wait_until(self.side.stop_patience, Status::is_down).await;
         let left = pgdata::servers_in(&self.side.data_dir);
         if stopped.is_err() || !left.is_empty() {
             let error = problem(
@@ -435,11 +465,7 @@ impl Run<'_> {
                 format!("PostgreSQL did not leave PGDATA (processes {left:?})"),
                 &["Look at what keeps it; then restore again."],
             );
-            return Err(if self.journal.phase.data_is_intact() {
-                Stop::Aborted(error)
-            } else {
-                Stop::NeedsOperator(error)
-            });
+            return Err(self.give_up(error));
         }
         Ok(())
     }
@@ -482,9 +508,4 @@ fn full_backup_of(spec: &RestoreSpec) -> JobSpec {
         annotations: Annotations::default(),
         options: BackupOptions::default(),
     })
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
-fn refused(refusal: Refusal) -> Stop {
-    Stop::Aborted(problem("postgres-unavailable", refusal.to_string(), &[]))
 }

@@ -83,6 +83,8 @@ pub struct Status {
     pub version: Option<String>,
     /// `pg_stat_archiver`, as of some seconds ago.
     pub archiver: Option<ArchiverFacts>,
+    /// Whether initdb runs at present.
+    pub initializing: bool,
     /// Whether this Headrest made the cluster.
     pub first_start: bool,
 }
@@ -109,6 +111,8 @@ pub enum Order {
     Restart,
     /// Read the configuration files again.
     Reload,
+    /// Stay down and say why, until somebody orders a start.
+    Hold(String),
     /// From now on only this restore gives commands.
     RaiseFence,
     /// Everybody may give commands again.
@@ -238,8 +242,14 @@ impl Status {
             address: None,
             version: None,
             archiver: None,
+            initializing: false,
             first_start: false,
         }
+    }
+
+    /// Whether nothing of the server runs, not even what makes its cluster.
+    pub fn is_down(&self) -> bool {
+        !self.state.has_process() && !self.initializing
     }
 
     /// Whether clients can write.

@@ -26,6 +26,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 pub(crate) const TOKEN: &str = "correct-horse-battery";
 pub(crate) const THREE: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/pgbackrest/2.45/info-three.json");
@@ -97,11 +98,12 @@ impl Service {
         Self::with(Options { script: script.to_owned(), ..Options::default() }).await
     }
 
+    #[expect(clippy::unused_async, reason = "it starts tasks, so it needs the runtime")]
     pub(crate) async fn with(options: Options) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let binary = fake(directory.path(), &options.script);
         let store = Store::open(&directory.path().join("headrest.db")).unwrap();
-        let path = BTreeMap::from([("PATH".to_owned(), std::env::var("PATH").unwrap())]);
+        let path = BTreeMap::from([("PATH".to_owned(), PATH.to_owned())]);
         let tool = Arc::new(Tool { binary, env: path });
         let stanza: StanzaName = "main".parse().unwrap();
         let catalog = Catalog::new(Arc::clone(&tool), [stanza.clone()]);

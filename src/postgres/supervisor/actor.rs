@@ -72,6 +72,7 @@ pub(super) struct Supervisor {
     fenced: Option<FencedStart>,
     stopping: Option<(Rung, Instant)>,
     start_after_stop: bool,
+    stop_after_initdb: bool,
     restart_at: Option<Instant>,
     look_at: Instant,
     initdb: Option<JoinHandle<Result<bool, BootstrapError>>>,
@@ -98,6 +99,7 @@ impl Supervisor {
             fenced: None,
             stopping: None,
             start_after_stop: false,
+            stop_after_initdb: false,
             restart_at: None,
             look_at: Instant::now(),
             initdb: None,
@@ -154,10 +156,11 @@ impl Supervisor {
             Order::StartFenced(fenced) => self.start_if_down(state, Some(fenced)).await,
             Order::Stop => {
                 self.start_after_stop = false;
-                self.stop(state)
+                self.stop(state);
+                Ok(())
             }
             Order::Restart if state.has_process() => {
-                self.stop(state)?;
+                self.stop(state);
                 self.start_after_stop = true;
                 Ok(())
             }
@@ -169,6 +172,12 @@ impl Supervisor {
                 }
                 None => Err(Refusal::NotRunning),
             },
+            Order::Hold(reason) => {
+                if !state.has_process() {
+                    self.give_up(reason);
+                }
+                Ok(())
+            }
             Order::RaiseFence => {
                 if let Actor::Restore(job) = by {
                     // A server that was to be restarted stays down: the restore decides now.
@@ -205,7 +214,7 @@ impl Supervisor {
         Ok(())
     }
 
-    fn stop(&mut self, state: ServerState) -> Result<(), Refusal> {
+    fn stop(&mut self, state: ServerState) {
         if state == ServerState::Stopping {
             // Asked a second time: no more patience.
             self.escalate();
@@ -215,13 +224,12 @@ impl Supervisor {
             self.signal(Signal::INT);
             self.stopping = Some((Rung::Fast, Instant::now() + self.settings.config.stop_timeout));
         } else if self.initdb.is_some() {
-            let reason = "a new cluster is being made; try again in a moment".to_owned();
-            return Err(Refusal::Failed(reason));
+            // Cut short it would leave a PGDATA that nobody can use.
+            self.stop_after_initdb = true;
         } else {
             self.restart_at = None;
             self.change(ServerEvent::StayDown, Some("stopped as asked".to_owned()));
         }
-        Ok(())
     }
 
     fn escalate(&mut self) {
@@ -268,6 +276,7 @@ impl Supervisor {
                 );
                 let work = async move { bootstrap::ensure_cluster(&first, &binaries, &env).await };
                 self.initdb = Some(tokio::spawn(work));
+                self.status.send_modify(|status| status.initializing = true);
             }
             Err(Obstacle::Passing(reason)) => {
                 tracing::warn!("PostgreSQL is not started yet: {reason}");
@@ -342,10 +351,16 @@ impl Supervisor {
     }
 
     async fn on_initdb(&mut self, made: Result<bool, BootstrapError>) {
+        self.status.send_modify(|status| status.initializing = false);
+        let stop = std::mem::take(&mut self.stop_after_initdb);
         match made {
             Ok(made) => {
                 self.status.send_modify(|status| status.first_start |= made);
-                self.start().await;
+                if stop {
+                    self.change(ServerEvent::StayDown, Some("stopped as asked".to_owned()));
+                } else {
+                    self.start().await;
+                }
             }
             Err(error) => self.give_up(crate::telemetry::chain(&error)),
         }
