@@ -7,6 +7,7 @@
 pub mod capture;
 pub mod end;
 pub mod inspect;
+pub mod lines;
 pub mod signals;
 pub mod spawn;
 pub mod stop;

@@ -14,8 +14,8 @@ use tokio::time::{Instant, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::command::Invocation;
-use super::log::LineSplitter;
 use crate::process::inspect::ProcessIdentity;
+use crate::process::lines::LineSplitter;
 use crate::process::{self, CaptureError, Captured, End, Program, SpawnError, stop};
 
 /// How long a captured command may take.

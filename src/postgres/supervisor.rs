@@ -124,7 +124,8 @@ pub enum Order {
 pub enum Refusal {
     /// A restore holds the fence.
     #[error(
-        "a restore (job {0}) is at work on PGDATA; PostgreSQL is not started or stopped by anybody else until it ends"
+        "restore {0} holds PGDATA: nobody else starts or stops PostgreSQL until a restore has \
+         come to its end"
     )]
     Fenced(JobId),
     /// It is running already.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::pgbackrest::log::LineSplitter;
+use crate::process::lines::LineSplitter;
 
 /// Lines kept in memory.
 const KEPT_LINES: usize = 2000;

@@ -1,0 +1,135 @@
+//! The overview.
+
+use askama::Template;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde::Deserialize;
+
+use super::html;
+use super::view::{
+    BackupRow, Fact, JobRow, Moment, Tone, archive_fact, backup_row, fact, job_row, moment,
+    postgres_fact, repository_fact, safety_fact,
+};
+use crate::clock;
+use crate::domain::job::JobKind;
+use crate::http::auth::{Caller, Via};
+use crate::http::extract::Query;
+use crate::http::problem::{ErrorCode, Outcome, Problem};
+use crate::http::state::AppState;
+use crate::jobs::catalog::{FRESH_ENOUGH, Freshness};
+use crate::store::JobFilter;
+
+/// Backups and jobs shown on the page.
+const SHOWN: usize = 20;
+
+#[derive(Template)]
+#[template(path = "overview.html")]
+struct Overview {
+    stanza: String,
+    csrf: String,
+    can_log_out: bool,
+    safety: Fact,
+    postgres: Fact,
+    repository: Fact,
+    archive: Fact,
+    running: Option<JobRow>,
+    waiting: usize,
+    last_backup: Option<BackupRow>,
+    backups: Vec<BackupRow>,
+    more_backups: usize,
+    jobs: Vec<JobRow>,
+    observed: Moment,
+    now: Moment,
+    can_back_up: bool,
+    notice: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(in crate::http) struct OverviewQuery {
+    notice: Option<String>,
+}
+
+/// The page.
+pub(in crate::http) async fn overview(
+    State(state): State<AppState>,
+    caller: Caller,
+    Query(query): Query<OverviewQuery>,
+) -> Outcome<Response> {
+    let stanza = state.stanzas.first().cloned();
+    let stanza =
+        stanza.ok_or_else(|| Problem::new(ErrorCode::NoSuchStanza, "no stanza is configured"))?;
+    let now = clock::now();
+    let status = state.postgres.status();
+    let seen = state.catalog.observe(&stanza, Freshness::Within(FRESH_ENOUGH)).await;
+    let filter = JobFilter { stanza: Some(stanza.clone()), limit: 20, ..JobFilter::default() };
+    let jobs = state.store.jobs(filter).await?;
+    let lane = state.jobs.lane(&stanza);
+    let running_id = lane.as_ref().and_then(|lane| lane.running).map(|(id, _)| id);
+    let running = jobs.iter().find(|job| Some(job.id) == running_id);
+    let mut rows: Vec<BackupRow> = Vec::new();
+    let mut more_backups = 0;
+    if let Ok(seen) = &seen {
+        let mut backups: Vec<_> = seen.stanza.backups.iter().collect();
+        backups.sort_by_key(|backup| std::cmp::Reverse((backup.stopped_at, &backup.label)));
+        more_backups = backups.len().saturating_sub(SHOWN);
+        rows = backups.into_iter().take(SHOWN).map(|backup| backup_row(backup, now)).collect();
+    }
+    let last_backup = seen
+        .as_ref()
+        .ok()
+        .and_then(|seen| seen.stanza.newest_backup())
+        .map(|backup| backup_row(backup, now));
+    let repository = match &seen {
+        Ok(seen) => repository_fact(&seen.stanza),
+        Err(error) => fact(Tone::Bad, "unreadable", &error.reason),
+    };
+    let archive = archive_fact(&status, now);
+    let postgres = postgres_fact(&status, now);
+    let newest = seen.as_ref().ok().and_then(|seen| seen.stanza.newest_backup());
+    let restoring = running.is_some_and(|job| job.spec.kind() == JobKind::Restore);
+    let safety = match (status.fenced_by, restoring) {
+        (Some(_), true) => fact(Tone::Busy, "Restoring", "PostgreSQL is being restored"),
+        // Nobody works on it, so somebody must.
+        (Some(job), false) => {
+            let detail = format!(
+                "Restore {job} stopped half way, and PGDATA is no database until another restore \
+                 has come to its end. See the last jobs for what to do."
+            );
+            fact(Tone::Bad, "PostgreSQL is down", &detail)
+        }
+        (None, _) => safety_fact(newest, &status, &repository, &archive, now),
+    };
+    let page = Overview {
+        stanza: stanza.to_string(),
+        csrf: match &caller.via {
+            Via::Session { csrf } => csrf.clone(),
+            Via::Open | Via::Token => String::new(),
+        },
+        can_log_out: matches!(caller.via, Via::Session { .. }),
+        safety,
+        postgres,
+        repository,
+        archive,
+        running: running.map(|job| job_row(job, now)),
+        waiting: lane.map_or(0, |lane| lane.waiting),
+        last_backup,
+        backups: rows,
+        more_backups,
+        jobs: jobs.iter().take(8).map(|job| job_row(job, now)).collect(),
+        observed: seen.as_ref().map_or_else(|_| Moment::default(), |s| moment(s.observed_at, now)),
+        now: moment(now, now),
+        can_back_up: running_id.is_none()
+            && (status.takes_writes() || !state.postgres.is_supervised()),
+        notice: query.notice.and_then(|word| notice(&word)),
+    };
+    html(StatusCode::OK, &page)
+}
+
+fn notice(word: &str) -> Option<String> {
+    match word {
+        "started" => Some("The backup was started.".to_owned()),
+        "busy" => Some("Another job is running; nothing was started.".to_owned()),
+        _ => None,
+    }
+}
