@@ -31,7 +31,7 @@ use crate::pgbackrest::log::Level;
 use crate::pgbackrest::runner::Stopping;
 use crate::postgres::client::Connection;
 use crate::postgres::control::ControlData;
-use crate::postgres::pgdata::{self, Content};
+use crate::postgres::pgdata::{self, Content, Occupant};
 use crate::postgres::state::ServerState;
 use crate::postgres::stray;
 use crate::postgres::supervisor::{Actor, Order, Refusal, Status};
@@ -126,8 +126,8 @@ impl Run<'_> {
         self.write_journal().map_err(Stop::NeedsOperator)?;
         self.phases.tell(Phase::NeedsOperator).await;
         self.order(Order::RaiseFence).await.map_err(|refusal| self.refused(&refusal))?;
-        self.stop_server().await?;
         self.end_stray_server(false).await?;
+        self.stop_server().await?;
         self.restore_files().await
     }
 
@@ -164,6 +164,7 @@ impl Run<'_> {
         match action {
             BootAction::RestoreAgain => {
                 self.end_stray_server(false).await?;
+                self.stop_server().await?;
                 self.restore_files().await
             }
             BootAction::Recover => {
@@ -466,6 +467,15 @@ impl Run<'_> {
                 &["Look at what keeps it; then restore again."],
             );
             return Err(self.give_up(error));
+        }
+        // A server that was killed leaves its postmaster.pid, and pgbackrest refuses to restore as
+        // long as that file is there, whoever it names.
+        if matches!(pgdata::occupant(&self.side.data_dir), Ok(Occupant::Stale)) {
+            self.recorder.say(Level::Info, "removing the postmaster.pid of a killed server").await;
+            if let Err(error) = pgdata::remove_stale_pid_file(&self.side.data_dir) {
+                let message = format!("cannot remove the stale postmaster.pid: {error}");
+                return Err(self.give_up(problem("storage-write", message, &[])));
+            }
         }
         Ok(())
     }

@@ -84,8 +84,12 @@ pub(in crate::http) async fn overview(
         Ok(seen) => repository_fact(&seen.stanza),
         Err(error) => fact(Tone::Bad, "unreadable", &error.reason),
     };
-    let archive = archive_fact(&status, now);
-    let postgres = postgres_fact(&status, now);
+    let (archive, postgres) = if state.postgres.is_supervised() {
+        (archive_fact(&status, now), postgres_fact(&status, now))
+    } else {
+        let beside = "Headrest runs beside this server";
+        (fact(Tone::Warn, "not watched", beside), fact(Tone::Warn, "not supervised", beside))
+    };
     let newest = seen.as_ref().ok().and_then(|seen| seen.stanza.newest_backup());
     let restoring = running.is_some_and(|job| job.spec.kind() == JobKind::Restore);
     let safety = match (status.fenced_by, restoring) {
