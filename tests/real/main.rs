@@ -14,6 +14,7 @@ mod info_answers;
 mod interrupted;
 mod lane;
 mod restore_kills;
+mod restore_tools;
 mod restores;
 mod short_routes;
 mod story;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -10,6 +11,7 @@ use crate::support::client::send;
 use crate::support::instance::Instance;
 use crate::support::jobs::{RESTORES, id_of};
 use crate::support::rows::Rows;
+use crate::support::{SOON, until};
 
 #[test]
 fn a_running_server_is_restored_with_its_last_commit() {
@@ -52,26 +54,45 @@ fn a_server_that_cannot_start_is_restored() {
     rows.add(10);
     instance.stop_server();
     fs::remove_file(instance.data_dir().join("global/pg_filenode.map")).unwrap();
-    instance.order("start");
-    assert_ne!(instance.server()["state"], "ready");
+    // The postmaster lives, but nobody can connect: the answer to the order takes its time.
+    let order = instance.http.request(reqwest::Method::POST, "/api/v1/processes/postgres/start");
+    let _ = order.timeout(Duration::from_secs(1)).send();
+    until("a reason is told", SOON, || {
+        let server = instance.server();
+        assert_ne!(server["state"], "ready", "{server}");
+        server["reason"].as_str().map(str::to_owned)
+    });
     instance.good_restore();
     rows.check();
 }
 
-/// PGDATA is gone altogether: as after the loss of a disk.
+/// PGDATA is gone altogether: as after the loss of a disk, with and without a start in between.
 #[test]
-fn an_emptied_pgdata_is_restored() {
-    let instance = Instance::with_full_backup();
+fn an_emptied_pgdata_is_restored_and_never_taken_for_a_first_start() {
+    let mut instance = Instance::with_full_backup();
+    let empty = |instance: &Instance| {
+        for entry in fs::read_dir(instance.data_dir()).unwrap().flatten() {
+            if entry.file_type().unwrap().is_dir() {
+                fs::remove_dir_all(entry.path()).unwrap();
+            } else {
+                fs::remove_file(entry.path()).unwrap();
+            }
+        }
+    };
     let mut rows = Rows::in_new_table(&instance.sql, "t");
     rows.add(50);
     instance.stop_server();
-    for entry in fs::read_dir(instance.data_dir()).unwrap().flatten() {
-        if entry.file_type().unwrap().is_dir() {
-            fs::remove_dir_all(entry.path()).unwrap();
-        } else {
-            fs::remove_file(entry.path()).unwrap();
-        }
-    }
+    empty(&instance);
+    instance.good_restore();
+    rows.check();
+
+    rows.add(50);
+    assert!(instance.stop().success());
+    empty(&instance);
+    instance.start();
+    let server = instance.wait_server("failed");
+    assert!(server["reason"].as_str().unwrap().contains("backups"), "{server}");
+    assert_eq!(fs::read_dir(instance.data_dir()).unwrap().count(), 0, "a new cluster was made");
     instance.good_restore();
     rows.check();
 }
@@ -83,6 +104,7 @@ fn a_linked_pg_wal_stays_a_link() {
     let (inside, outside) = (instance.data_dir().join("pg_wal"), instance.root.join("wal"));
     fs::rename(&inside, &outside).unwrap();
     symlink(&outside, &inside).unwrap();
+    instance.user.own(&inside);
     instance.start();
     instance.wait_ready();
     let mut rows = Rows::in_new_table(&instance.sql, "t");

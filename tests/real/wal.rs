@@ -1,9 +1,11 @@
 //! Commits that the archive does not have.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::thread;
 
 use rustix::process::Signal;
 
@@ -146,4 +148,45 @@ fn a_gap_in_the_archive_is_waited_at_and_never_promoted() {
     assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(&id));
     instance.wait_ready();
     rows.check();
+}
+
+/// Clients go on committing until the restore cuts them off: what they were told is committed is.
+#[test]
+fn what_clients_commit_until_they_are_cut_off_survives() {
+    let instance = Instance::with_full_backup();
+    instance.sql.run("CREATE TABLE t (id integer PRIMARY KEY)");
+    for first in [1, 1_000_000] {
+        let writers: Vec<_> = (0..2)
+            .map(|writer| {
+                let sql = instance.sql.clone();
+                thread::spawn(move || {
+                    let mut told = Vec::new();
+                    for id in (first + writer..).step_by(2) {
+                        match sql.attempt(&format!("INSERT INTO t VALUES ({id})")) {
+                            Ok(_) => told.push(id),
+                            // Whether this one was committed nobody can say.
+                            Err(_) => return (told, id),
+                        }
+                    }
+                    unreachable!("the numbers have no end")
+                })
+            })
+            .collect();
+        until("they are at work", SOON, || {
+            let count = instance.sql.run(&format!("SELECT count(*) FROM t WHERE id >= {first}"));
+            (count.parse::<u32>().unwrap() >= 20).then_some(())
+        });
+        instance.good_restore();
+        let found = instance.sql.run(&format!("SELECT id FROM t WHERE id >= {first}"));
+        let found: BTreeSet<u32> = found.lines().map(|line| line.parse().unwrap()).collect();
+        let mut possible = BTreeSet::new();
+        for writer in writers {
+            let (told, uncertain) = writer.join().unwrap();
+            let lost: Vec<_> = told.iter().filter(|id| !found.contains(id)).collect();
+            assert!(lost.is_empty(), "of {} commits {lost:?} are lost", told.len());
+            possible.extend(told);
+            possible.insert(uncertain);
+        }
+        assert!(found.is_subset(&possible), "{:?} was never written", found.difference(&possible));
+    }
 }

@@ -33,7 +33,15 @@ fn a_stale_pid_file_is_survived_whomever_it_names() {
     let (other, _other_fake) = running();
     let mut rows = Rows::in_new_table(&instance.sql, "t");
     rows.add(10);
-    let mut bystander = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
+    // In the instance's directory, so that it is ended with it if the test fails.
+    let mut bystander = Command::new("sleep")
+        .arg("1000")
+        .current_dir(&instance.root)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let threads = fs::read_dir(format!("/proc/{}/task", instance.pid())).unwrap();
     let threads: Vec<i32> = threads
         .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())

@@ -1,7 +1,7 @@
 //! Directories that belong to the user the server runs as, and the programs a test needs.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{PermissionsExt as _, lchown};
 use std::path::{Path, PathBuf};
 
 /// Whom Headrest and the server run as: `postgres` when the test runs as root, else who runs it.
@@ -28,10 +28,10 @@ impl ServerUser {
         Some(Self { name: (*fields.first()?).to_owned(), uid: number(2)?, gid: number(3)? })
     }
 
-    /// Makes it the owner of a file.
+    /// Makes it the owner of a file, or of a link itself.
     pub(crate) fn own(&self, path: &Path) {
         if rustix::process::geteuid().is_root() {
-            chown(path, Some(self.uid), Some(self.gid)).expect("chown");
+            lchown(path, Some(self.uid), Some(self.gid)).expect("lchown");
         }
     }
 

@@ -44,17 +44,18 @@ impl Instance {
         let reaper = Reaper::of(&root);
         fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).expect("chmod");
         let user = ServerUser::here();
-        for (name, mode) in [("data", 0o700), ("state", 0o750), ("repo", 0o750)] {
+        for (name, mode) in [("data", 0o700), ("repo", 0o750)] {
             user.make_directory(&root.join(name), mode);
         }
         for name in ["lock", "log", "spool", "sock"] {
             user.make_directory(&root.join(name), 0o755);
         }
+        fs::write(root.join("pgbackrest.conf"), "").expect("write");
         let (http_port, sql_port) = (Port::free(), Port::free());
         let path = |name: &str| root.join(name).display().to_string();
         let env = [
             ("PATH", "/usr/local/bin:/usr/bin:/bin".to_owned()),
-            ("RUST_LOG", "info".to_owned()),
+            ("RUST_LOG", "info,headrest::http::middleware=error".to_owned()),
             ("HEADREST_LISTEN", format!("127.0.0.1:{}", http_port.number)),
             ("HEADREST_STATE_DIR", path("state")),
             ("HEADREST_ADMIN_TOKEN", TOKEN.to_owned()),
@@ -65,6 +66,8 @@ impl Instance {
             ("HEADREST_POSTGRES__ARGS", "-c listen_addresses=127.0.0.1".to_owned()),
             ("HEADREST_POSTGRES__STOP_TIMEOUT", "30s".to_owned()),
             ("HEADREST_PGBACKREST__BIN", files::pgbackrest().display().to_string()),
+            // Not the machine's: it may hold anything, and not everybody may read it.
+            ("PGBACKREST_CONFIG", path("pgbackrest.conf")),
             ("PGBACKREST_REPO1_PATH", path("repo")),
             ("PGBACKREST_LOCK_PATH", path("lock")),
             ("PGBACKREST_LOG_PATH", path("log")),
