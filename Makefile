@@ -49,6 +49,12 @@ run: packages rust
 	$(CARGO) build --release --locked --bin headrest
 	binary=$$(realpath "$(CARGO_TARGET_DIR)/release/headrest")
 
+	# pgBackRest's configuration of this server: not the machine's, which may be another server's,
+	# and which Debian lets only user postgres read.
+	if [ ! -e "$$RUN_DIR/pgbackrest.conf" ]; then
+	    echo "# pgBackRest options for the server of make run, below [global] or [main]." >"$$RUN_DIR/pgbackrest.conf"
+	fi
+
 	# The port: as asked for, else as last time, else one that nobody has, not even a cluster of
 	# Debian's that is down at present.
 	taken() {
@@ -74,6 +80,7 @@ run: packages rust
 	export HEADREST_POSTGRES__DATA_DIR="$$RUN_DIR/data"
 	export HEADREST_POSTGRES__SOCKET_DIR="$$RUN_DIR/run"
 	export HEADREST_POSTGRES__PORT="$$port"
+	export PGBACKREST_CONFIG="$$RUN_DIR/pgbackrest.conf"
 	export PGBACKREST_REPO1_PATH="$$RUN_DIR/repo"
 	export PGBACKREST_LOCK_PATH="$$RUN_DIR/lock"
 	export PGBACKREST_LOG_PATH="$$RUN_DIR/log"

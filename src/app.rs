@@ -88,7 +88,7 @@ async fn serve(
     let stanza = config.stanzas.first().map(|stanza| stanza.name.clone());
     let stanza = stanza.ok_or_else(|| anyhow!("no stanza is configured"))?;
     let side = pgbackrest_side::find(&config, environment, &user, &stanza)?;
-    places::make_pgbackrest_hint(&config.state_dir, &side.added)?;
+    places::make_pgbackrest_hint(&config.state_dir, &side.postgres_env)?;
     let version = pgbackrest_side::version(&side.tool).await;
 
     let store = Store::open(&config.state_dir.join("headrest.db"))?;

@@ -12,6 +12,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use layers::{Environment, Flags};
+pub(crate) use reader::is_secret_option;
 pub use reader::{Origin, Shown};
 pub use sections::{
     Auth, LogFormat, PgbackrestConfig, PostgresConfig, ServerConfig, ShortRoutes, StanzaConfig,

@@ -24,8 +24,6 @@ pub(super) struct Side {
     pub(super) options: UserOptions,
     /// What it is told about the server.
     pub(super) defaults: Option<Defaults>,
-    /// What we add, for the supervised server's stanza.
-    pub(super) added: BTreeMap<String, String>,
     /// What PostgreSQL must have in its environment, so that its archive_command means the same.
     pub(super) postgres_env: BTreeMap<String, String>,
 }
@@ -67,13 +65,13 @@ pub(super) fn find(
     }
     let mut postgres_env: BTreeMap<String, String> =
         config.pgbackrest_env.iter().cloned().collect();
-    postgres_env.extend(added.clone());
+    postgres_env.extend(added);
     let mut env = user.environment(environment);
     // Only what the user set: what we add is one stanza's and goes with that stanza's commands.
     env.extend(config.pgbackrest_env.iter().cloned());
     // Log lines are read as UTC.
     env.insert("TZ".to_owned(), "UTC".to_owned());
-    Ok(Side { tool: Tool { binary, env }, options, defaults, added, postgres_env })
+    Ok(Side { tool: Tool { binary, env }, options, defaults, postgres_env })
 }
 
 /// Asks the tool for its version. Without an answer everything else still runs, and says why
@@ -142,7 +140,14 @@ fn configuration_files(environment: &Environment) -> Vec<(String, String)> {
     let main = main.into_iter().find(|path| path.exists());
     main.into_iter()
         .chain(included)
-        .filter_map(|path| Some((path.display().to_string(), fs::read_to_string(&path).ok()?)))
+        .filter_map(|path| match fs::read_to_string(&path) {
+            Ok(text) => Some((path.display().to_string(), text)),
+            Err(error) => {
+                // pgbackrest itself will refuse to run; this says why before it does.
+                tracing::warn!("cannot read pgBackRest's {}: {error}", path.display());
+                None
+            }
+        })
         .collect()
 }
 

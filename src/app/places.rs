@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{Misconfigured, nearest_existing};
-use crate::config::Config;
+use crate::config::{Config, is_secret_option};
 use crate::http;
 
 /// The shortest admin token that is taken.
@@ -82,13 +82,17 @@ pub(super) fn admin_token(config: &Config) -> anyhow::Result<SecretString> {
 /// Writes what a person needs to run pgbackrest by hand with the settings that Headrest adds.
 pub(super) fn make_pgbackrest_hint(
     state_dir: &Path,
-    added: &BTreeMap<String, String>,
+    env: &BTreeMap<String, String>,
 ) -> anyhow::Result<()> {
     let mut text = String::from(
-        "# What Headrest adds to pgBackRest's own configuration. To run pgbackrest by hand, as the\n\
-         # user PostgreSQL runs as:  . ./pgbackrest.env; pgbackrest --stanza=main info\n",
+        "# What pgBackRest is told beyond its own configuration file. To run it by hand, as the user\n\
+         # PostgreSQL runs as:  . ./pgbackrest.env; pgbackrest --stanza=main info\n",
     );
-    for (name, value) in added {
+    for (name, value) in env {
+        if is_secret_option(name) {
+            text.push_str(&format!("# {name} is set too; it is not written here\n"));
+            continue;
+        }
         let value = shlex::try_quote(value).unwrap_or_default();
         text.push_str(&format!("export {name}={value}\n"));
     }

@@ -306,7 +306,8 @@ fn variable(key: &str) -> String {
     format!("HEADREST_{}", parts.join("__"))
 }
 
-fn is_secret_option(option: &str) -> bool {
+/// Whether the value of a pgBackRest variable must not be shown or written anywhere.
+pub(crate) fn is_secret_option(option: &str) -> bool {
     ["_PASS", "_KEY", "_SECRET", "_TOKEN"].iter().any(|end| option.ends_with(end))
 }
 

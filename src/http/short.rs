@@ -159,7 +159,10 @@ impl Short {
             on_conflict,
             idempotency_key: None,
         };
-        let accepted = self.state.jobs.submit(submission).await?;
+        let accepted = self.state.jobs.submit(submission).await.map_err(|denied| Problem {
+            hints: vec!["Ask again when the other job has ended.".to_owned()],
+            ..Problem::from(denied)
+        })?;
         let job = self.state.jobs.finished(accepted.id).await?;
         let lines = log_lines(&self.state, job.id, 0, None).await?;
         let mut text: String = lines.iter().map(as_text).collect();

@@ -8,7 +8,9 @@ use tokio::time::sleep;
 use super::catalog::Freshness;
 use super::context::Context;
 use super::queue::{Denied, JobsHandle, Submission};
-use crate::domain::job::{BackupOptions, BackupSpec, JobSpec, JobState, OnConflict, Trigger};
+use crate::domain::job::{
+    BackupOptions, BackupSpec, JobKind, JobSpec, JobState, OnConflict, Trigger,
+};
 use crate::domain::{Annotations, BackupType, StanzaName};
 use crate::pgbackrest::info::StanzaStatus;
 use crate::postgres::supervisor::Status;
@@ -51,7 +53,13 @@ async fn complete(
     jobs: &JobsHandle,
     stanza: &StanzaName,
 ) -> Result<bool, Denied> {
-    let Ok(seen) = context.catalog.observe(stanza, Freshness::New).await else { return Ok(false) };
+    let seen = match context.catalog.observe(stanza, Freshness::New).await {
+        Ok(seen) => seen,
+        Err(error) => {
+            tracing::warn!(stanza.name = %stanza, "cannot tell what is backed up: {error}");
+            return Ok(false);
+        }
+    };
     let created = match seen.stanza.status.meaning() {
         StanzaStatus::MissingPath | StanzaStatus::MissingData => false,
         StanzaStatus::Ok | StanzaStatus::NoBackup => true,
@@ -77,6 +85,10 @@ async fn complete(
         options: BackupOptions::default(),
     }));
     for spec in steps {
+        if spec.kind() == JobKind::Backup && has_backup(context, stanza).await {
+            // Somebody was quicker.
+            return Ok(true);
+        }
         let submission = Submission {
             spec,
             trigger: Trigger::Event("first-start".to_owned()),
@@ -91,4 +103,9 @@ async fn complete(
         }
     }
     Ok(true)
+}
+
+async fn has_backup(context: &Context, stanza: &StanzaName) -> bool {
+    let seen = context.catalog.observe(stanza, Freshness::New).await;
+    seen.is_ok_and(|seen| !seen.stanza.backups.is_empty())
 }

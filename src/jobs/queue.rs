@@ -392,8 +392,11 @@ impl Queue {
             let error = crate::telemetry::chain(&error);
             tracing::error!(job.id = %id, "cannot note that a job ended: {error}");
         }
-        let message = job.error.as_ref().map_or("", |error| error.message.as_str());
-        tracing::info!(job.id = %id, outcome = %outcome, "job {id} {outcome}: {message}");
+        if let Some(error) = &job.error {
+            tracing::warn!(job.id = %id, "job {id} {outcome}: {}", error.message);
+        } else {
+            tracing::info!(job.id = %id, "job {id} {outcome}");
+        }
         if let Some(spec) = ended.follow_up {
             let submission = Submission {
                 spec,

@@ -149,6 +149,7 @@ impl Recorder {
             Some(Milestone::Error { code, message }) if self.heard.error.is_none() => {
                 self.heard.error = Some((code, message));
             }
+            None if line.level == Level::Detail && is_about_one_file(&line.text) => return false,
             _ if line.level == Level::Error
                 && self.heard.error.is_some()
                 && self.heard.error_details.len() < 20 =>
@@ -268,6 +269,28 @@ impl Sink for WithSizes<'_> {
             })
             .await;
     }
+}
+
+/// Whether a detail is one of those that pgBackRest prints for every file or directory. There are
+/// thousands of them and they tell nobody anything.
+fn is_about_one_file(text: &str) -> bool {
+    const EACH: [&str; 14] = [
+        "backup file ",
+        "check '",
+        "create link ",
+        "create path ",
+        "hardlink ",
+        "match file ",
+        "reference ",
+        "remove ",
+        "restore file ",
+        "restore zeroed file ",
+        "store zero-length file ",
+        "sync path ",
+        "update mode ",
+        "update ownership ",
+    ];
+    EACH.iter().any(|start| text.starts_with(start))
 }
 
 /// Seconds left at the pace so far; unknown at the very beginning.

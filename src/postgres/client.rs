@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::domain::{Lsn, Timeline};
@@ -221,10 +221,17 @@ impl Connection {
 
     /// Promotes a standby, waits until it takes writes, and makes that durable.
     pub async fn promote(&self) -> Result<(), QueryError> {
-        let patience = Duration::from_mins(10);
-        let row = self.row("SELECT pg_promote(true, 590)", patience).await?;
+        let row = self.row("SELECT pg_promote(false)", PATIENCE).await?;
         if !row.is_true(0) {
             return Err(QueryError::Unexpected("a promotion"));
+        }
+        let patience = Duration::from_mins(10);
+        let deadline = Instant::now() + patience;
+        while self.row("SELECT pg_is_in_recovery()", PATIENCE).await?.is_true(0) {
+            if Instant::now() >= deadline {
+                return Err(QueryError::TimedOut { patience });
+            }
+            sleep(Duration::from_millis(10)).await;
         }
         // Until this checkpoint a crash would come up on the old timeline (restore.md).
         self.execute("CHECKPOINT", Duration::from_hours(1)).await

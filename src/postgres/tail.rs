@@ -100,6 +100,14 @@ impl OutputFile {
         };
         let mut tick = interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Lines of before the start were logged before; here they are only remembered.
+        while let Ok(lines) = reader.more()
+            && !lines.is_empty()
+        {
+            for line in lines {
+                ring.push(line);
+            }
+        }
         loop {
             let last = tokio::select! {
                 _ = tick.tick() => false,

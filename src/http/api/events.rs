@@ -14,8 +14,9 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use utoipa::IntoParams;
 
-use super::jobs::{JobView, find};
+use super::jobs::{JobView, ProgressView, find};
 use crate::domain::JobId;
+use crate::domain::job::Progress;
 use crate::http::extract::{Id, Query};
 use crate::http::problem::{Outcome, Problem, ProblemBody};
 use crate::http::state::AppState;
@@ -151,7 +152,13 @@ fn event_of(event: &StoredEvent) -> Event {
             "at": event.at, "level": event.level, "process": event.process, "text": event.text,
         })
     } else {
-        let mut data: serde_json::Value = serde_json::from_str(&event.text).unwrap_or_default();
+        let mut data: serde_json::Value = match serde_json::from_str::<Progress>(&event.text) {
+            // As in the job itself.
+            Ok(progress) if event.kind == "progress" => {
+                serde_json::json!(ProgressView::from(progress))
+            }
+            _ => serde_json::from_str(&event.text).unwrap_or_default(),
+        };
         if let Some(fields) = data.as_object_mut() {
             fields.insert("job".to_owned(), event.job.to_string().into());
         }

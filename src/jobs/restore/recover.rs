@@ -19,11 +19,12 @@ use crate::postgres::supervisor::{FencedStart, Order};
 use crate::process::inspect;
 
 /// How often recovery is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(40);
 /// How often what is waited for is said.
 const SAY_EVERY: Duration = Duration::from_secs(30);
-/// How long a standstill must last to count.
-const STANDSTILL: Duration = Duration::from_millis(300);
+/// How long a standstill must last to count. That the server sleeps before its next try says that
+/// every source has failed already; a second look makes sure that it was not in between.
+const STANDSTILL: Duration = Duration::from_millis(100);
 /// How often a fenced server that leaves is started again.
 const STARTS: u32 = 3;
 
