@@ -138,7 +138,7 @@ fn progress_is_seen_while_a_backup_runs() {
     let reply = instance.http.post_and_wait(BACKUPS, &json!({ "type": "full" }), 1);
     let id = accepted(&reply);
     let mut seen = Vec::new();
-    let job = instance.wait_job_until(&id, "ends", |job| is_final(job));
+    let job = instance.wait_job_until(&id, "ends", is_final);
     assert_eq!(job["state"], "succeeded", "{job:#}");
     let second = instance.begin_backup("full");
     instance.wait_job_until(&second, "ends", |job| {

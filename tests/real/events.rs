@@ -46,7 +46,7 @@ fn a_log_that_is_followed_in_pieces_is_the_whole_log() {
         let mut taken = 0;
         let some = stream.take_until(PATIENCE, |event| {
             taken += 1;
-            event.name == "end" || taken >= 7
+            event.name == "end" || taken >= 3
         });
         let ended = some.last().is_none_or(|event| event.name == "end");
         pieces.extend(numbered(&some));

@@ -172,9 +172,8 @@ fn an_info_that_hangs_holds_nobody_up_for_ever_and_is_not_asked_ten_times() {
     let first = until("info runs", SOON, || hanging().first().copied());
     assert_eq!(hanging().len(), 1, "ten askers cost more than one info at a time");
     process::signal(first, Signal::KILL);
-    let second = until("info runs again", SOON, || {
-        hanging().first().copied().filter(|pid| *pid != first)
-    });
+    let second =
+        until("info runs again", SOON, || hanging().first().copied().filter(|pid| *pid != first));
     // Meanwhile everything else answers.
     assert_eq!(instance.http.probe("/livez"), Some(200));
     instance.server();

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::interrupted::{slow_backups, wait_workers};
 use crate::support::instance::Instance;
-use crate::support::jobs::{BACKUPS, accepted, id_of, is_final};
+use crate::support::jobs::{BACKUPS, accepted, id_of, is_final, time};
 use crate::support::rows::Rows;
 
 #[test]
@@ -42,7 +42,7 @@ fn of_two_requests_at_once_one_is_taken_and_the_other_learns_by_which_job() {
     let ends = [&id, &second, &third].map(|id| {
         let job = instance.wait_job(id);
         assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(id));
-        (job["started_at"].to_string(), job["finished_at"].to_string())
+        (time(&job["started_at"]), time(&job["finished_at"]))
     });
     assert!(ends[0].1 <= ends[1].0 && ends[1].1 <= ends[2].0, "they overlap: {ends:?}");
 }
@@ -62,8 +62,10 @@ fn a_restore_does_not_wait_for_a_backup_but_ends_it() {
     rows.check();
     let backup = instance.job(&backup);
     assert_eq!(backup["state"], "cancelled", "{backup:#}");
-    let ended = backup["finished_at"].to_string();
-    assert!(ended <= restore["started_at"].to_string(), "{ended}: both at once");
+    assert!(
+        time(&backup["finished_at"]) <= time(&restore["started_at"]),
+        "both at once: {backup:#} {restore:#}"
+    );
     instance.good_backup("full");
 }
 

@@ -2,6 +2,7 @@
 //! real one, a script in its place).
 #![expect(clippy::disallowed_methods, reason = "tests start programs and read clocks")]
 #![expect(clippy::print_stderr, reason = "what a failing test has to say")]
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
 #[path = "../support/mod.rs"]
 mod support;

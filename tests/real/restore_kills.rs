@@ -184,4 +184,3 @@ fn headrest_killed_at_ten_random_moments_of_a_restore_loses_nothing() {
     instance.good_restore();
     rows.check();
 }
-

@@ -158,7 +158,8 @@ fn everything_killed_at_once_at_eight_random_moments_of_a_restore_loses_nothing(
         let order = |phase: &str| phases.iter().position(|known| *known == phase);
         until(&format!("phase {wanted}"), PATIENCE, || {
             let phase = phase_of(&instance, &id);
-            (order(&phase) >= order(wanted) || phase == "unfencing" || phase == "done").then_some(())
+            (order(&phase) >= order(wanted) || phase == "unfencing" || phase == "done")
+                .then_some(())
         });
         pause(0.12 * random.random::<f64>());
         instance.kill();

@@ -4,11 +4,11 @@ use std::fs;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::running;
+use crate::support::jobs::time;
 use crate::support::process::{self, Process};
 use crate::support::rows::Rows;
 use crate::support::{PATIENCE, SOON, until, within};
@@ -65,10 +65,6 @@ fn cpu_ticks(pid: i32) -> u64 {
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-fn time(value: &Value) -> Timestamp {
-    value.as_str().unwrap().parse().unwrap()
-}
-
 #[test]
 fn a_server_that_never_starts_is_tried_ever_more_seldom_and_then_given_up() {
     let (instance, _fake) = running();
@@ -99,8 +95,8 @@ fn a_server_that_never_starts_is_tried_ever_more_seldom_and_then_given_up() {
             if delay.as_secs() >= 8 && busy.is_none() {
                 let (began, before) = (Instant::now(), cpu_ticks(instance.pid()));
                 within(Duration::from_secs(6), || None::<()>);
-                let share = (cpu_ticks(instance.pid()) - before) as f64;
-                busy = Some(share / began.elapsed().as_secs_f64());
+                let used = Duration::from_millis((cpu_ticks(instance.pid()) - before) * 10);
+                busy = Some(100.0 * used.as_secs_f64() / began.elapsed().as_secs_f64());
             }
         }
         None

@@ -12,7 +12,7 @@ use crate::support::fake::Fake;
 use crate::support::instance::Instance;
 use crate::support::process;
 use crate::support::rows::Rows;
-use crate::support::{SOON, until};
+use crate::support::{PATIENCE, SOON, until};
 
 /// A backup that, when it is told to end, takes a moment and writes down whether the server is
 /// still there.
@@ -135,4 +135,47 @@ fn a_restore_that_was_stopped_is_taken_up_again() {
     assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(&id));
     instance.wait_ready();
     rows.check();
+}
+
+/// Ended while initdb runs, by a crash or in order: a cluster that is cut short is never taken for
+/// one, and one that is whole is used.
+#[test]
+fn an_initdb_that_was_cut_short_is_never_started() {
+    for signal in [Signal::KILL, Signal::TERM] {
+        let mut instance = Instance::new();
+        let _fake = Fake::installed_in(&mut instance);
+        instance.spawn();
+        until("initdb runs", SOON, || {
+            (fs::read_dir(instance.data_dir()).unwrap().count() > 3).then_some(())
+        });
+        process::signal(instance.pid(), signal);
+        let status = instance.wait_exit();
+        assert_eq!(status.signal(), (signal == Signal::KILL).then_some(9), "{status}");
+        until("initdb is gone, too", SOON, || instance.processes().is_empty().then_some(()));
+        let before = fs::read_dir(instance.data_dir()).unwrap().count();
+        instance.start();
+        let server = until("it is decided", PATIENCE, || {
+            let server = instance.server();
+            ["ready", "failed"].contains(&server["state"].as_str().unwrap()).then_some(server)
+        });
+        if server["state"] == "failed" {
+            let reason = server["reason"].as_str().unwrap();
+            assert!(reason.contains("cut short"), "{reason}");
+            assert!(before > 0, "an empty PGDATA is not made a cluster: {reason}");
+            assert_eq!(fs::read_dir(instance.data_dir()).unwrap().count(), before);
+            assert_eq!(instance.servers(), []);
+            // What it says to do is enough.
+            for entry in fs::read_dir(instance.data_dir()).unwrap().flatten() {
+                let path = entry.path();
+                if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+                    .unwrap();
+            }
+            fs::remove_file(instance.root.join("state/initdb-unfinished")).unwrap();
+            instance.order("start");
+        }
+        instance.wait_ready();
+        let mut rows = Rows::in_new_table(&instance.sql, "t");
+        rows.add(10);
+        rows.check();
+    }
 }

@@ -2,6 +2,7 @@
 //! matter a script stands in for pgbackrest.
 #![expect(clippy::disallowed_methods, reason = "tests start programs and read clocks")]
 #![expect(clippy::print_stderr, reason = "what a failing test has to say")]
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
 #[expect(dead_code, reason = "the harness also serves the tests in tests/real")]
 #[path = "../support/mod.rs"]

@@ -34,7 +34,8 @@ impl Fake {
         // Before the first start the repository is empty: initdb never runs where there are
         // backups to restore.
         fake.answer_info(GOOD_INFO);
-        let (mark, answer) = (instance.data_dir().join("PG_VERSION"), fake.directory.join("info-answer"));
+        let (mark, answer) =
+            (instance.data_dir().join("PG_VERSION"), fake.directory.join("info-answer"));
         let (mark, answer) = (mark.display(), answer.display());
         fake.on("info", &format!("if [ -f '{mark}' ]; then cat '{answer}'; else echo '[]'; fi"));
         fake

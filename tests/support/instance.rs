@@ -182,10 +182,19 @@ impl Instance {
             .concat()
     }
 
+    /// Nothing will come any more when Headrest has ended.
+    #[track_caller]
+    fn must_live(&self) {
+        if self.headrest.is_some() && !Process::lives(self.pid()) {
+            panic!("headrest has ended");
+        }
+    }
+
     /// Waits until clients can write.
     #[track_caller]
     pub(crate) fn wait_ready(&self) {
         until("/readyz answers 200", PATIENCE, || {
+            self.must_live();
             (self.http.probe("/readyz") == Some(200)).then_some(())
         });
         self.sql.until_answers("SELECT pg_is_in_recovery()", "f");

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::client::Reply;
@@ -154,6 +155,13 @@ pub(crate) fn accepted(reply: &Reply) -> String {
 #[track_caller]
 pub(crate) fn id_of(job: &Value) -> &str {
     job["id"].as_str().unwrap_or_else(|| panic!("no id in {job}"))
+}
+
+/// A time of an answer. (As text they do not compare: zeroes at the end are left out.)
+#[track_caller]
+pub(crate) fn time(value: &Value) -> Timestamp {
+    let text = value.as_str().unwrap_or_else(|| panic!("{value} is no time"));
+    text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
 /// Whether a job has ended.
