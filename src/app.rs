@@ -26,6 +26,7 @@ use crate::jobs::context::{ServerSide, Wake};
 use crate::jobs::journal::Journals;
 use crate::jobs::{self, Catalog, Context, JobsHandle};
 use crate::pgbackrest::command::archive_command;
+use crate::pgbackrest::info::StanzaStatus;
 use crate::pgbackrest::runner::GRACE;
 use crate::postgres::bootstrap::FirstStart;
 use crate::postgres::install::Binaries;
@@ -93,7 +94,9 @@ async fn serve(
 
     let store = Store::open(&config.state_dir.join("headrest.db"))?;
     let journals = Journals::in_state_dir(&config.state_dir)?;
-    let wake = Wake::new(store.last_event_id().await?);
+    let last_event = store.last_event_id().await?;
+    let had_jobs = last_event > 0;
+    let wake = Wake::new(last_event);
     let tool = Arc::new(side.tool);
     let names: Vec<_> = config.stanzas.iter().map(|stanza| stanza.name.clone()).collect();
     let catalog = Catalog::new(Arc::clone(&tool), names.clone());
@@ -195,7 +198,9 @@ async fn serve(
     } else if let Some(server) = &context.server
         && found.fenced_by.is_none()
     {
-        postgres.order(first_order(server, &context.catalog).await, Actor::Operator).await?;
+        postgres
+            .order(first_order(server, &context.catalog, had_jobs).await, Actor::Operator)
+            .await?;
     }
     if postgres.is_supervised() {
         tokio::spawn(jobs::first_start::run(context, jobs, stanza));
@@ -230,19 +235,30 @@ async fn serve(
 
 /// Starts the server, unless its data is gone while the repository still has its backups: a new
 /// cluster in its place would be another database, and would stand in the way of a restore.
-async fn first_order(server: &ServerSide, catalog: &Catalog) -> Order {
+async fn first_order(server: &ServerSide, catalog: &Catalog, had_jobs: bool) -> Order {
     let shown = server.data_dir.display();
     if !matches!(pgdata::content(&server.data_dir), Ok(Content::Empty)) {
         return Order::Start;
     }
     let stanza = &server.stanza;
-    match catalog.observe(stanza, Freshness::New).await {
-        Ok(seen) if !seen.stanza.backups.is_empty() => Order::Hold(format!(
-            "PGDATA {shown} is empty, but the repository holds backups of stanza {stanza}. To \
+    let hold = match catalog.observe(stanza, Freshness::New).await {
+        Ok(seen) => match seen.stanza.status.meaning() {
+            StanzaStatus::MissingPath | StanzaStatus::MissingData | StanzaStatus::NoBackup => None,
+            _ if !seen.stanza.backups.is_empty() => Some("holds backups of"),
+            _ => Some("cannot be read, and may hold backups of"),
+        },
+        // Without pgbackrest there is nothing to ask; but where Headrest has worked before there
+        // was a cluster.
+        Err(_) if had_jobs => Some("cannot be read, and may hold backups of"),
+        Err(_) => None,
+    };
+    match hold {
+        Some(what) => Order::Hold(format!(
+            "PGDATA {shown} is empty, but the repository {what} stanza {stanza}. To \
              restore them: POST /api/v1/stanzas/{stanza}/restores. To begin with a new, empty \
              cluster instead: POST /api/v1/processes/postgres/start"
         )),
-        Ok(_) | Err(_) => Order::Start,
+        None => Order::Start,
     }
 }
 
@@ -274,8 +290,7 @@ async fn stop_in_order(
             _ = gone => return,
             () = hurry.cancelled(), if !pressed => {
                 pressed = true;
-                // The second order escalates.
-                let _ = postgres.order(Order::Stop, by).await;
+                let _ = postgres.order(Order::StopNow, by).await;
             }
         }
     }

@@ -102,11 +102,6 @@ impl Config {
         };
         Ok(config)
     }
-
-    /// Whether a stanza is one of the configured ones.
-    pub fn has_stanza(&self, name: &crate::domain::StanzaName) -> bool {
-        self.stanzas.iter().any(|stanza| stanza.name == *name)
-    }
 }
 
 #[cfg(test)]

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use nix::unistd::{Uid, User as Account, initgroups, setgid, setuid};
+use rustix::fs::{Mode, OFlags};
 
 use crate::config::{Config, Environment};
 
@@ -112,12 +113,16 @@ fn hand_over(path: &Path, mode: u32, account: &Account) -> anyhow::Result<()> {
         }
         Err(error) => return Err(error).with_context(|| format!("cannot make {shown}")),
     }
-    let meta = fs::metadata(path).with_context(|| format!("cannot look at {shown}"))?;
-    if !meta.is_dir() {
+    if !fs::metadata(path).with_context(|| format!("cannot look at {shown}"))?.is_dir() {
         bail!("{shown} is not a directory");
     }
+    // Never through a link: whoever may write above it could have us give away another directory.
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY;
+    let Ok(directory) = rustix::fs::open(path, flags, Mode::empty()) else { return Ok(()) };
+    let directory = fs::File::from(directory);
+    let meta = directory.metadata().with_context(|| format!("cannot look at {shown}"))?;
     if meta.uid() == 0 {
-        chown(path, Some(account.uid.as_raw()), Some(account.gid.as_raw()))
+        fchown(&directory, Some(account.uid.as_raw()), Some(account.gid.as_raw()))
             .with_context(|| format!("cannot give {shown} to {}", account.name))?;
     }
     Ok(())

@@ -74,8 +74,6 @@ words! {
         PostgresUnavailable = "postgres-unavailable",
         /// Headrest is stopping.
         ShuttingDown = "shutting-down",
-        /// Something took too long.
-        Timeout = "timeout",
         /// A bug, or a disk of ours; the log has it.
         Internal = "internal",
     }
@@ -112,7 +110,6 @@ impl ErrorCode {
             Self::RepositoryUnavailable | Self::PostgresUnavailable | Self::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -148,7 +145,6 @@ impl ErrorCode {
             Self::RepositoryUnavailable => "The repository cannot be read",
             Self::PostgresUnavailable => "PostgreSQL cannot be reached",
             Self::ShuttingDown => "Headrest is stopping",
-            Self::Timeout => "It took too long",
             Self::Internal => "Something went wrong in Headrest",
         }
     }
@@ -320,7 +316,6 @@ impl From<Refusal> for Problem {
             }
             Refusal::NotSupervised => Self::new(ErrorCode::PostgresNotSupervised, detail),
             Refusal::ShuttingDown => Self::new(ErrorCode::ShuttingDown, detail),
-            Refusal::Failed(_) => Self::new(ErrorCode::PostgresUnavailable, detail),
         }
     }
 }

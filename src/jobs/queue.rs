@@ -104,8 +104,8 @@ enum Command {
     Submit(Box<Submission>, oneshot::Sender<Result<Job, Denied>>),
     Resume(Box<(Job, Journal, BootAction)>),
     Cancel(JobId, String, oneshot::Sender<Result<Job, Denied>>),
-    /// A job of the background went into this phase.
-    Phase(JobId, Phase),
+    /// A restore goes into this phase; answered when a cancel is judged by it.
+    Phase(JobId, Phase, oneshot::Sender<()>),
 }
 
 /// A handle to the queue; clones share it.
@@ -245,12 +245,13 @@ impl Queue {
                 let (job, journal, action) = *resumed;
                 self.start(job, Some((journal, action))).await;
             }
-            Command::Phase(id, phase) => {
+            Command::Phase(id, phase, known) => {
                 for lane in self.lanes.values_mut() {
                     if let Some(running) = lane.running.as_mut().filter(|r| r.job.id == id) {
                         running.job.restore_phase = Some(phase);
                     }
                 }
+                let _ = known.send(());
             }
         }
     }
@@ -444,7 +445,11 @@ pub(super) struct PhaseTeller {
 
 impl PhaseTeller {
     pub(super) async fn tell(&self, phase: Phase) {
-        let _ = self.to.send(Command::Phase(self.job, phase)).await;
+        let (known, wait) = oneshot::channel();
+        if self.to.send(Command::Phase(self.job, phase, known)).await.is_ok() {
+            // The queue is gone only when Headrest is.
+            let _ = wait.await;
+        }
     }
 }
 

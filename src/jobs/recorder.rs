@@ -36,8 +36,6 @@ pub struct Heard {
     pub error_details: Vec<String>,
     /// The new backup's label.
     pub new_label: Option<BackupLabel>,
-    /// A diff or incr became a full.
-    pub became_full: bool,
     /// The last lines on standard error.
     pub stderr: Vec<String>,
 }
@@ -145,7 +143,6 @@ impl Recorder {
                 return false;
             }
             Some(Milestone::NewBackupLabel(label)) => self.heard.new_label = Some(label),
-            Some(Milestone::BecameFull { .. }) => self.heard.became_full = true,
             Some(Milestone::Error { code, message }) if self.heard.error.is_none() => {
                 self.heard.error = Some((code, message));
             }

@@ -81,6 +81,10 @@ struct Run<'a> {
     result: RestoreResult,
     /// Where recovery began, for progress.
     first_replayed: Option<Lsn>,
+    /// Where it was last seen.
+    last_replayed: Option<Lsn>,
+    /// What recovery waits for, in words.
+    waiting_for: Option<String>,
 }
 
 pub(super) async fn run(
@@ -109,8 +113,18 @@ pub(super) async fn run(
         repo: Some(journal.repo),
         ..RestoreResult::default()
     };
-    let mut run =
-        Run { context, side, recorder, cancel, phases, journal, result, first_replayed: None };
+    let mut run = Run {
+        context,
+        side,
+        recorder,
+        cancel,
+        phases,
+        journal,
+        result,
+        first_replayed: None,
+        last_replayed: None,
+        waiting_for: None,
+    };
     let stopped = match action {
         None => run.begin().await,
         Some(action) => run.resume(action).await,
@@ -153,7 +167,6 @@ impl Run<'_> {
 
         self.enter(Phase::Draining).await?;
         self.drain().await?;
-        self.leave_if_asked()?;
         self.restore_files().await
     }
 
@@ -211,8 +224,21 @@ impl Run<'_> {
                 () = self.context.shutdown.cancelled() => return Err(Stop::Later),
             }
         }
+        if let Some(control) = self.control().await {
+            self.learn_from_restored(&control);
+        }
         self.enter(Phase::Restored).await?;
         self.recover().await
+    }
+
+    /// What the restored cluster needs to recover: settings at least as high as when it was backed
+    /// up, and where PGDATA was lost also the size of its WAL segments.
+    fn learn_from_restored(&mut self, control: &ControlData) {
+        self.journal.segment_bytes.get_or_insert(control.segment_size.get());
+        for (name, value) in &control.setting_floors {
+            let floor = self.journal.setting_floors.entry(name.clone()).or_insert(*value);
+            *floor = (*floor).max(*value);
+        }
     }
 
     async fn run_restore(&mut self, lock: std::os::fd::OwnedFd) -> Result<(), JobError> {
@@ -257,7 +283,7 @@ impl Run<'_> {
                 Ok(None) => {}
                 Err(error) => {
                     let message = crate::telemetry::chain(&error);
-                    return Err(Stop::NeedsOperator(problem("storage-write", message, &[])));
+                    return Err(self.give_up(problem("storage-write", message, &[])));
                 }
             }
             for pid in inspect::holding_open(&self.context.journals.lock_path(&self.journal.stanza))
@@ -266,7 +292,7 @@ impl Run<'_> {
             }
             sleep(Duration::from_millis(100)).await;
         }
-        Err(Stop::NeedsOperator(problem(
+        Err(self.give_up(problem(
             "worker-failed",
             "processes of an earlier pgbackrest restore do not end",
             &["End them by hand (ps -ef | grep pgbackrest), then restore again."],
@@ -345,6 +371,10 @@ impl Run<'_> {
                 Ended { result, follow_up, ..Ended::with(Outcome::Succeeded) }
             }
             Err(Stop::Finished(error)) => {
+                // The data is complete: it is the supervisor's and the operators' again.
+                if let Err(refusal) = self.order(Order::LowerFence).await {
+                    tracing::debug!("the fence was down already: {refusal}");
+                }
                 Ended { result, error: Some(error), ..Ended::with(Outcome::Failed) }
             }
             Err(Stop::Cancelled) => {
@@ -358,6 +388,10 @@ impl Run<'_> {
             }
             Err(Stop::Later) => Ended { outcome: None, ..Ended::with(Outcome::Interrupted) },
             Err(Stop::NeedsOperator(mut error)) => {
+                if self.order(Order::Stop).await.is_ok() {
+                    let patience = self.side.stop_patience;
+                    let _ = self.context.postgres.wait_until(patience, Status::is_down).await;
+                }
                 self.journal.last_error = Some(error.message.clone());
                 // The fence stays: PGDATA is not a database.
                 if self.enter(Phase::NeedsOperator).await.is_err() {
@@ -398,10 +432,13 @@ impl Run<'_> {
 
     /// Writes the journal for a phase, then says that the phase has begun.
     async fn enter(&mut self, phase: Phase) -> Result<(), Stop> {
-        if self.journal.phase.data_is_intact() && phase.data_is_intact() {
+        let from = self.journal.phase;
+        if from.data_is_intact() {
+            // The queue knows first: from then on it refuses a cancel, so one that it took before
+            // is seen here.
+            self.phases.tell(phase).await;
             self.leave_if_asked()?;
         }
-        let from = self.journal.phase;
         self.journal.phase = from.transition(phase).map_err(|refused| {
             Stop::NeedsOperator(problem("internal", format!("a bug in Headrest: {refused}"), &[]))
         })?;
@@ -409,7 +446,9 @@ impl Run<'_> {
             self.journal.phase = from;
             return Err(self.give_up(error));
         }
-        self.phases.tell(phase).await;
+        if !from.data_is_intact() {
+            self.phases.tell(phase).await;
+        }
         self.recorder.phase(phase).await;
         Ok(())
     }

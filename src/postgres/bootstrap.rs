@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -85,7 +86,8 @@ pub async fn ensure_cluster(
         }
         Content::Empty => {}
     }
-    fs::write(&mark, "initdb was started here and has not ended\n")
+    // On disk before initdb begins: after a power failure it is all that tells a torso apart.
+    write_durably(&mark, "initdb was started here and has not ended\n")
         .map_err(file("write", &mark))?;
     tracing::info!(pgdata = %first.data_dir.display(), "making a new cluster with initdb");
     let mut program = Program::new(binaries.program("initdb"));
@@ -131,7 +133,7 @@ fn allow_identities(first: &FirstStart) -> Result<(), BootstrapError> {
         text.push_str(&format!("headrest {} {superuser}\n", quoted(user)));
     }
     text.push_str("headrest /^(.*)$ \\1\n");
-    fs::write(&ident, text).map_err(file("write", &ident))?;
+    write_durably(&ident, &text).map_err(file("write", &ident))?;
 
     let hba = first.data_dir.join("pg_hba.conf");
     let text = fs::read_to_string(&hba).map_err(file("read", &hba))?;
@@ -146,7 +148,15 @@ fn allow_identities(first: &FirstStart) -> Result<(), BootstrapError> {
             }
         })
         .collect();
-    fs::write(&hba, text.join("\n") + "\n").map_err(file("write", &hba))
+    write_durably(&hba, &(text.join("\n") + "\n")).map_err(file("write", &hba))
+}
+
+fn write_durably(path: &Path, text: &str) -> io::Result<()> {
+    let mut file =
+        fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
 }
 
 fn quoted(name: &str) -> String {

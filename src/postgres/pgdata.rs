@@ -98,6 +98,9 @@ pub fn occupant(pgdata: &Path) -> io::Result<Occupant> {
                     return Ok(Occupant::Postmaster(pid));
                 }
             }
+            // A server of this PGDATA runs as its owner, which is us. PostgreSQL itself sees it so.
+            _ if inspect::owner(pid)
+                .is_some_and(|uid| uid != rustix::process::geteuid().as_raw()) => {}
             _ => return Ok(Occupant::Unknown(file.map_or(0, |file| file.pid))),
         }
     }
@@ -172,14 +175,22 @@ pub fn identity(pgdata: &Path) -> io::Result<(u64, u64)> {
     Ok((meta.dev(), meta.ino()))
 }
 
-/// The first entry of PGDATA that does not belong to `uid`. A restore would fail on it, but only
-/// after `pg_control` is gone.
+/// The first entry of PGDATA that does not belong to `uid`, or a directory that it cannot change. A
+/// restore would fail on it, but only after `pg_control` is gone.
 pub fn foreign_entry(pgdata: &Path, uid: u32) -> io::Result<Option<PathBuf>> {
     let mut pending = vec![pgdata.to_owned()];
     while let Some(directory) = pending.pop() {
-        for entry in fs::read_dir(&directory)? {
+        let entries = match fs::read_dir(&directory) {
+            // A running server removes things under our eyes.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
             let entry = entry?;
-            let meta = entry.metadata()?;
+            let meta = match entry.metadata() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                meta => meta?,
+            };
             if meta.uid() != uid {
                 return Ok(Some(entry.path()));
             }

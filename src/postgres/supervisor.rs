@@ -105,8 +105,10 @@ pub enum Order {
     Start,
     /// Start it for the restore alone.
     StartFenced(FencedStart),
-    /// Stop it, fast; asked again, immediately.
+    /// Stop it, fast.
     Stop,
+    /// Stop it without patience: the next rung of the ladder at once.
+    StopNow,
     /// Stop and start it.
     Restart,
     /// Read the configuration files again.
@@ -143,9 +145,6 @@ pub enum Refusal {
     /// Headrest is stopping.
     #[error("Headrest is stopping")]
     ShuttingDown,
-    /// The server cannot be started or spoken to; the text says why.
-    #[error("{0}")]
-    Failed(String),
 }
 
 struct Command {

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::process::lines::LineSplitter;
@@ -27,7 +28,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// The last lines of a process, with growing ids.
 #[derive(Debug, Clone, Default)]
-pub struct Ring(Arc<Mutex<Lines>>);
+pub struct Ring {
+    lines: Arc<Mutex<Lines>>,
+    /// How often the file was read to its end.
+    rounds: Arc<watch::Sender<u64>>,
+}
 
 #[derive(Debug, Default)]
 struct Lines {
@@ -38,21 +43,30 @@ struct Lines {
 impl Ring {
     /// The lines after the one with id `after`, oldest first, with their ids.
     pub fn after(&self, after: u64) -> Vec<(u64, String)> {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.kept.iter().filter(|(id, _)| *id > after).cloned().collect()
     }
 
     /// The newest line that contains any of `words`.
     pub fn newest_with(&self, words: &[&str]) -> Option<String> {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let found =
             lines.kept.iter().rev().find(|(_, line)| words.iter().any(|word| line.contains(word)));
         found.map(|(_, line)| line.clone())
     }
 
+    /// Waits until everything that was written before now is here. Bounded, for when nobody
+    /// follows the file.
+    pub async fn caught_up(&self) {
+        let mut rounds = self.rounds.subscribe();
+        // The round under way may have passed it already; the next one has not.
+        let target = *rounds.borrow() + 2;
+        let _ = timeout(LOOK_EVERY * 5, rounds.wait_for(|round| *round >= target)).await;
+    }
+
     /// Adds a line. PostgreSQL's continuation lines begin with a tab and belong to the last one.
     fn push(&self, line: String) {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         if line.starts_with('\t')
             && let Some((_, last)) = lines.kept.back_mut()
         {
@@ -123,6 +137,7 @@ impl OutputFile {
                     ring.push(line);
                 }
             }
+            ring.rounds.send_modify(|round| *round += 1);
             if last {
                 return;
             }

@@ -45,6 +45,14 @@ pub fn working_directory(pid: Pid) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/cwd")).ok()
 }
 
+/// The user that a process runs as; readable for everybody's processes.
+pub fn owner(pid: Pid) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    // Real, effective, saved, file system.
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// The command line or process title, arguments joined by spaces.
 pub fn title(pid: i32) -> Option<String> {
     let raw = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
@@ -74,6 +82,7 @@ pub fn group_members(group: Pid) -> Vec<Pid> {
 /// All other processes that have a file open.
 pub fn holding_open(file: &Path) -> Vec<Pid> {
     let me = rustix::process::getpid();
+    let Ok(file) = file.canonicalize() else { return Vec::new() };
     let has_it = |pid: &Pid| {
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         descriptors.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|target| target == file)

@@ -49,7 +49,9 @@ impl LineSplitter {
 
     fn take(&mut self) -> String {
         let bytes = self.line.strip_suffix(b"\r").unwrap_or(&self.line);
-        let mut text = String::from_utf8_lossy(bytes).into_owned();
+        // Nobody's terminal or page is to be driven by what a process prints.
+        let printable = |c: char| if c.is_control() && c != '\t' { '\u{fffd}' } else { c };
+        let mut text: String = String::from_utf8_lossy(bytes).chars().map(printable).collect();
         if std::mem::take(&mut self.cut) {
             // The cut may have gone through a character.
             text.truncate(text.trim_end_matches('\u{fffd}').len());

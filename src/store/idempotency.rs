@@ -100,7 +100,12 @@ impl Store {
                     "UPDATE idempotency SET status = ?2, location = ?3, body = ?4 WHERE key = ?1",
                     params![key, answer.status, answer.location, answer.body],
                 ),
-                None => connection.execute("DELETE FROM idempotency WHERE key = ?1", [key]),
+                // A key whose request made a job stays taken, whatever became of the answer.
+                None => connection.execute(
+                    "DELETE FROM idempotency WHERE key = ?1 AND NOT EXISTS (SELECT 1 FROM jobs \
+                     WHERE idempotency_key = ?1)",
+                    [key],
+                ),
             }
             .map(drop)
             .map_err(failed)

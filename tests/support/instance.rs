@@ -185,9 +185,7 @@ impl Instance {
     /// Nothing will come any more when Headrest has ended.
     #[track_caller]
     fn must_live(&self) {
-        if self.headrest.is_some() && !Process::lives(self.pid()) {
-            panic!("headrest has ended");
-        }
+        assert!(self.headrest.is_none() || Process::lives(self.pid()), "headrest has ended");
     }
 
     /// Waits until clients can write.

@@ -209,7 +209,9 @@ pub(in crate::http) async fn stop(
     State(state): State<AppState>,
     Named(name): Named,
 ) -> Outcome<Json<ProcessView>> {
-    act(&state, &name, Order::Stop, |status| !status.state.has_process()).await
+    let again = state.postgres.status().state == ServerState::Stopping;
+    let order = if again { Order::StopNow } else { Order::Stop };
+    act(&state, &name, order, Status::is_down).await
 }
 
 /// Stops and starts a process and waits until it serves again.

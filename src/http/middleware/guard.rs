@@ -11,6 +11,8 @@ use crate::http::state::AppState;
 
 /// The header in which a script shows that it runs on one of our pages.
 const CSRF_HEADER: &str = "x-csrf-token";
+/// The forms of our pages: their handlers read the body and check the token in it.
+const FORMS: [&str; 2] = ["/backups", "/logout"];
 
 /// Lets in who may, and says who it is.
 pub(in crate::http) async fn check(
@@ -20,13 +22,15 @@ pub(in crate::http) async fn check(
 ) -> Response {
     let headers = request.headers();
     let bearer = bearer(headers);
-    // A browser sends no Authorization by itself, so only without one can it have been tricked.
-    if bearer.is_none()
+    let caller = state.auth.caller(bearer, cookie(headers));
+    // A browser does not know the token by itself, so only without it can it have been tricked.
+    let has_token = caller.as_ref().is_some_and(|caller| caller.via == Via::Token);
+    if !has_token
         && let Err(problem) = check_host(&state, &request).and_then(|()| check_site(&request))
     {
         return problem.into_response();
     }
-    let Some(caller) = state.auth.caller(bearer, cookie(headers)) else {
+    let Some(caller) = caller else {
         let wants_page = request.method() == Method::GET
             && bearer.is_none()
             && accepts_html(headers)
@@ -35,20 +39,23 @@ pub(in crate::http) async fn check(
     };
     if let Via::Session { csrf } = &caller.via
         && changes_something(request.method())
-        && !is_form(headers)
+        && !FORMS.contains(&request.uri().path())
         && !headers.get(CSRF_HEADER).and_then(|v| v.to_str().ok()).is_some_and(|v| same(v, csrf))
     {
         let detail = format!("a request that changes something needs {CSRF_HEADER} or a form");
         return Problem::new(ErrorCode::Csrf, detail).into_response();
     }
+    let from_here = headers.get("sec-fetch-site").and_then(|value| value.to_str().ok());
+    if matches!(caller.via, Via::Session { .. })
+        && crate::http::short::changes_something(request.uri().path())
+        && !from_here.is_some_and(|site| matches!(site, "same-origin" | "none"))
+    {
+        // Such a GET has no token, so it must be certain that no other page made it.
+        let detail = "use the token, or a browser that says where a request comes from";
+        return Problem::new(ErrorCode::Forbidden, detail).into_response();
+    }
     request.extensions_mut().insert(caller);
     next.run(request).await
-}
-
-/// A form's own token is checked by its handler, which reads the body; here only its origin.
-fn is_form(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    kind.is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"))
 }
 
 fn check_host(state: &AppState, request: &Request) -> Result<(), Problem> {

@@ -32,7 +32,11 @@ pub(in crate::http) async fn wrap(request: Request, next: Next) -> Response {
         }
     }
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-        let allow = response.headers_mut().remove(header::ALLOW);
+        let mut allow = response.headers_mut().remove(header::ALLOW);
+        if allow.is_none() && problem.code == ErrorCode::MethodNotAllowed {
+            // HEAD on a route whose GET is a deed.
+            allow = Some(HeaderValue::from_static("GET, POST"));
+        }
         response = problem.render(id.clone(), path.clone());
         if let Some(allow) = allow {
             response.headers_mut().insert(header::ALLOW, allow);

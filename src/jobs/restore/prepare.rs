@@ -13,7 +13,7 @@ use crate::domain::StanzaName;
 use crate::domain::job::{JobError, JobId, RestoreSpec};
 use crate::domain::restore::{JOURNAL_FORMAT, Journal, Phase};
 use crate::domain::{RepoKey, SegmentSize, WalSegment};
-use crate::pgbackrest::info::{StanzaInfo, StanzaStatus};
+use crate::pgbackrest::info::{Backup, StanzaInfo, StanzaStatus};
 use crate::pgbackrest::log::Level;
 use crate::postgres::control::ControlData;
 use crate::postgres::pgdata::{self, Content};
@@ -40,7 +40,6 @@ pub(super) async fn plan(
         .observe(&spec.stanza, Freshness::New)
         .await
         .map_err(|error| problem("repository-unavailable", error.reason, &[]))?;
-    let newest = seen.stanza.newest_backup().ok_or_else(|| nothing_to_restore(&seen.stanza))?;
 
     let data_dir = &side.data_dir;
     match pgdata::content(data_dir) {
@@ -71,6 +70,7 @@ pub(super) async fn plan(
     if let Some(control) = &control {
         refuse_other_system(&seen.stanza, control)?;
     }
+    let newest = newest_of(&seen.stanza, control.as_ref())?;
     let mut journal = Journal {
         format: JOURNAL_FORMAT,
         id,
@@ -94,7 +94,10 @@ pub(super) async fn plan(
         attempts: 0,
         last_error: None,
     };
-    if let Some(earlier) = earlier {
+    let same_place = |earlier: &Journal| {
+        earlier.pgdata_identity == (0, 0) || earlier.pgdata_identity == journal.pgdata_identity
+    };
+    if let Some(earlier) = earlier.filter(same_place) {
         journal.inherit(&earlier);
     }
     let text = format!("backup set {} of repository {} is restored", journal.set, journal.repo);
@@ -145,11 +148,7 @@ pub(super) async fn archive_end(
 ) -> Option<WalSegment> {
     let before_redo = control
         .and_then(|control| WalSegment::parse(&control.redo_segment, segment_size).ok())
-        .and_then(|redo| {
-            let before = redo.start().get().checked_sub(1)?;
-            let at = crate::domain::Lsn::new(before);
-            Some(WalSegment::containing(redo.timeline(), at, segment_size))
-        });
+        .and_then(super::wal::before);
     let seen = context.catalog.observe(&journal.stanza, Freshness::New).await.ok();
     let in_archive = seen
         .iter()
@@ -161,6 +160,37 @@ pub(super) async fn archive_end(
     let known_before = journal.archived_until.as_deref();
     let known_before = known_before.and_then(|name| WalSegment::parse(name, segment_size).ok());
     in_archive.chain(before_redo).chain(known_before).max_by_key(WalSegment::number)
+}
+
+/// The newest set of the cluster that is there: after an upgrade the repository still has those of
+/// the cluster before it.
+fn newest_of<'a>(
+    stanza: &'a StanzaInfo,
+    control: Option<&ControlData>,
+) -> Result<&'a Backup, JobError> {
+    let Some(control) = control else {
+        return stanza.newest_backup().ok_or_else(|| nothing_to_restore(stanza));
+    };
+    let of_this_cluster = |backup: &&Backup| {
+        let mut entries = stanza.databases.iter().filter(|database| {
+            database.id == backup.database_id && database.repo_key == backup.repo_key
+        });
+        entries.all(|database| database.system_id == control.system_id)
+    };
+    let own = stanza.backups.iter().filter(of_this_cluster);
+    own.max_by_key(|backup| (backup.stopped_at, &backup.label)).ok_or_else(|| {
+        if stanza.backups.is_empty() {
+            return nothing_to_restore(stanza);
+        }
+        problem(
+            "no-such-backup",
+            format!(
+                "no backup is of the cluster in PGDATA (system identifier {})",
+                control.system_id
+            ),
+            &["Take a full backup of this cluster first."],
+        )
+    })
 }
 
 fn nothing_to_restore(stanza: &StanzaInfo) -> JobError {
@@ -179,7 +209,7 @@ fn nothing_to_restore(stanza: &StanzaInfo) -> JobError {
     }
 }
 
-async fn refuse_foreign_entries(data_dir: std::path::PathBuf) -> Result<(), JobError> {
+pub(super) async fn refuse_foreign_entries(data_dir: std::path::PathBuf) -> Result<(), JobError> {
     let uid = rustix::process::geteuid().as_raw();
     let walk = tokio::task::spawn_blocking(move || pgdata::foreign_entry(&data_dir, uid)).await;
     match walk {

@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::super::catalog::Freshness;
 use super::super::worker::problem;
 use super::{Run, Stop};
 use crate::domain::restore::{Phase, promoted};
 use crate::domain::{Lsn, WalSegment};
+use crate::pgbackrest::info::StanzaStatus;
 use crate::pgbackrest::log::Level;
 use crate::postgres::client::{Connection, RecoveryFacts};
+use crate::postgres::pgdata;
 use crate::postgres::state::ServerState;
 use crate::postgres::supervisor::{FencedStart, Order};
 use crate::process::inspect;
@@ -26,13 +29,13 @@ const SAY_EVERY: Duration = Duration::from_secs(30);
 /// every source has failed already; a second look makes sure that it was not in between.
 const STANDSTILL: Duration = Duration::from_millis(100);
 /// How often a fenced server that leaves is started again.
-const STARTS: u32 = 3;
+const STARTS: u32 = 5;
 
 /// What a server that waits for WAL waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Waiting {
-    /// For a segment beyond everything there is: the end.
-    AtTheEnd,
+    /// For this segment, beyond everything there is: the end.
+    AtTheEnd(WalSegment),
     /// For one that should be there.
     AtGap(WalSegment),
 }
@@ -43,10 +46,13 @@ type Still = Option<(Option<Lsn>, Instant)>;
 impl Run<'_> {
     /// Starts the server fenced, follows it to the end of the archive, looks, and promotes.
     pub(super) async fn follow_recovery(&mut self) -> Result<(), Stop> {
-        let connection = self.recover_to_the_end().await?;
-        let facts = connection.recovery().await.map_err(|error| {
-            Stop::NeedsOperator(problem("postgres-unavailable", error.to_string(), &[]))
-        })?;
+        let (connection, facts) = loop {
+            let connection = self.recover_to_the_end().await?;
+            // A server that leaves in this very moment is started and followed again.
+            if let Ok(facts) = connection.recovery().await {
+                break (connection, facts);
+            }
+        };
         (self.result.replayed_lsn, self.result.last_commit_at) =
             (facts.replayed, facts.last_commit_at);
         self.enter(Phase::Verified).await?;
@@ -64,13 +70,14 @@ impl Run<'_> {
         let mut connection: Option<Connection> = None;
         let mut still: Still = None;
         let mut said: Option<Instant> = None;
+        let began = Instant::now();
         loop {
             if self.context.shutdown.is_cancelled() {
                 return Err(Stop::Later);
             }
             let status = self.context.postgres.status();
             match status.state {
-                ServerState::Down | ServerState::Failed | ServerState::BackingOff => {
+                ServerState::Down | ServerState::Failed => {
                     connection = None;
                     if starts >= STARTS || status.state == ServerState::Failed && starts > 0 {
                         let reason = status.reason.unwrap_or_default();
@@ -80,6 +87,8 @@ impl Run<'_> {
                             &["Look at GET /api/v1/processes/postgres/log."],
                         )));
                     }
+                    // What made it leave may take a moment to go away.
+                    sleep(Duration::from_millis(500) * starts).await;
                     starts += 1;
                     self.start_fenced().await?;
                 }
@@ -90,7 +99,11 @@ impl Run<'_> {
                         &[],
                     )));
                 }
-                ServerState::Starting | ServerState::Recovering | ServerState::Stopping => {}
+                // The supervisor starts it as soon as nothing is in the way.
+                ServerState::BackingOff
+                | ServerState::Starting
+                | ServerState::Recovering
+                | ServerState::Stopping => {}
             }
             if connection.is_none() && status.state == ServerState::Recovering {
                 connection = self.connect().await;
@@ -102,11 +115,22 @@ impl Run<'_> {
             if let Some(facts) = facts {
                 self.tell_progress(&facts).await;
                 match self.standstill(&facts, &mut still) {
-                    Some(Waiting::AtTheEnd) => {
-                        if let Some(connection) = connection {
-                            return Ok(connection);
+                    Some(Waiting::AtTheEnd(wanted)) => match self.doubt(wanted).await {
+                        None => {
+                            if let Some(connection) = connection {
+                                return Ok(connection);
+                            }
                         }
-                    }
+                        Some(doubt) => {
+                            still = None;
+                            self.waiting_for = Some(doubt.clone());
+                            if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+                                said = Some(Instant::now());
+                                self.recorder.say(Level::Warn, doubt).await;
+                            }
+                            sleep(Duration::from_secs(1)).await;
+                        }
+                    },
                     Some(Waiting::AtGap(segment))
                         if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) =>
                     {
@@ -118,6 +142,11 @@ impl Run<'_> {
             } else {
                 connection = None;
                 still = None;
+                // Before consistency nobody can connect; the process title is all there is.
+                if said.map_or(began, |at| at).elapsed() >= SAY_EVERY {
+                    said = Some(Instant::now());
+                    self.say_before_consistency().await;
+                }
             }
             sleep(LOOK_EVERY).await;
         }
@@ -159,7 +188,40 @@ impl Run<'_> {
         // By position, whatever the timeline: a recovery that crosses timelines names both.
         Some(match end {
             Some(end) if wanted.number() <= end.number() => Waiting::AtGap(wanted),
-            Some(_) | None => Waiting::AtTheEnd,
+            Some(_) | None => Waiting::AtTheEnd(wanted),
+        })
+    }
+
+    /// Why the end may not be the end: the repository is asked once more, now that the server says
+    /// that it has everything. `None` when there is no doubt.
+    async fn doubt(&mut self, wanted: WalSegment) -> Option<String> {
+        if self.kept_until().is_some_and(|kept| wanted.number() < kept.number()) {
+            return Some(format!("waiting for WAL {wanted}: later WAL was kept, this is missing"));
+        }
+        let seen = self.context.catalog.observe(&self.journal.stanza, Freshness::New).await;
+        let stanza = match &seen {
+            Ok(seen) => &seen.stanza,
+            Err(error) => {
+                return Some(format!(
+                    "waiting for the repository, to be sure that {wanted} is the end: {error}"
+                ));
+            }
+        };
+        if matches!(stanza.status.meaning(), StanzaStatus::Other(_)) {
+            return Some(format!(
+                "waiting for the repository, to be sure that {wanted} is the end"
+            ));
+        }
+        let size = self.segment_size();
+        let in_archive = stanza
+            .archives
+            .iter()
+            .filter_map(|archive| archive.max.as_deref())
+            .filter_map(|name| WalSegment::parse(name, size).ok())
+            .filter(|max| self.journal.timeline.is_none_or(|ours| max.timeline() == ours));
+        let max = in_archive.max_by_key(WalSegment::number)?;
+        (max.number() >= wanted.number()).then(|| {
+            format!("waiting for WAL {wanted}, which the archive should have: it goes on to {max}")
         })
     }
 
@@ -169,14 +231,42 @@ impl Run<'_> {
         let end = end.and_then(|name| WalSegment::parse(name, size).ok()).map(|s| s.end());
         let Some(replayed) = facts.replayed else { return };
         let start = *self.first_replayed.get_or_insert(replayed);
+        if self.last_replayed != Some(replayed) {
+            // It moves again.
+            self.last_replayed = Some(replayed);
+            self.waiting_for = None;
+        }
+        let waiting = self.waiting_for.clone();
         self.recorder
             .progress(|progress| {
                 progress.bytes_done = Some(replayed.bytes_since(start));
                 progress.bytes_total = end.map(|end| end.bytes_since(start));
                 let commit = facts.last_commit_at.map_or(String::new(), |at| format!(", {at}"));
-                progress.phase = Some(format!("recovering: replayed to {replayed}{commit}"));
+                progress.phase = Some(match waiting {
+                    Some(waiting) => waiting,
+                    None => format!("recovering: replayed to {replayed}{commit}"),
+                });
             })
             .await;
+    }
+
+    async fn say_before_consistency(&mut self) {
+        let size = self.segment_size();
+        let mut titles = pgdata::servers_in(&self.side.data_dir)
+            .into_iter()
+            .filter_map(|pid| inspect::title(pid.as_raw_nonzero().get()));
+        let parse = |name: &str| WalSegment::parse(name, size).ok();
+        let doing = titles.find_map(|title| wanted_segment(&title, parse));
+        let text = match doing {
+            Some(segment) => format!(
+                "recovery is at WAL {segment} and not consistent yet; if it stays there, the \
+                 archive does not have that segment"
+            ),
+            None => "PostgreSQL starts and is not consistent yet".to_owned(),
+        };
+        self.waiting_for = Some(text.clone());
+        self.recorder.progress(|progress| progress.phase = Some(text.clone())).await;
+        self.recorder.say(Level::Warn, text).await;
     }
 
     async fn say_gap(&mut self, segment: WalSegment) {
@@ -184,7 +274,7 @@ impl Run<'_> {
             "waiting for WAL {segment}, which the archive should have and does not: recovery goes \
              on as soon as it is back, and nothing is promoted without it"
         );
-        self.recorder.progress(|p| p.phase = Some(format!("waiting for WAL {segment}"))).await;
+        self.waiting_for = Some(format!("waiting for WAL {segment}"));
         self.recorder.say(Level::Warn, text).await;
     }
 
@@ -195,9 +285,16 @@ impl Run<'_> {
             self.journal.timeline = self.control().await.map(|control| control.timeline);
         }
         self.enter(Phase::Promoting).await?;
-        connection.promote().await.map_err(|error| {
-            Stop::NeedsOperator(problem("recovery-failed", error.to_string(), &[]))
-        })?;
+        let asked = connection.promote().await;
+        if self.context.shutdown.is_cancelled() {
+            // The journal says "promoting"; the next start looks at the control data.
+            return Err(Stop::Later);
+        }
+        if let Err(error) = asked {
+            // What counts is what the control data shows once nobody changes it any more.
+            self.recorder.say(Level::Warn, format!("promotion: {error}")).await;
+            self.stop_server().await?;
+        }
         let control = self.control().await.map(|control| control.facts());
         match control {
             Some(facts) if facts.out_of_recovery && promoted(&self.journal, facts) => {

@@ -18,7 +18,7 @@ use super::super::worker::problem;
 use super::{Run, Stop, prepare};
 use crate::clock;
 use crate::domain::restore::UndoPoint;
-use crate::domain::{SegmentSize, WalSegment};
+use crate::domain::{Lsn, SegmentSize, WalSegment};
 use crate::pgbackrest::command::ArchivePush;
 use crate::pgbackrest::log::Level;
 use crate::postgres::state::ServerState;
@@ -66,6 +66,8 @@ impl Run<'_> {
 
     /// Saves what only `pg_wal` has. The server is down.
     pub(super) async fn drain(&mut self) -> Result<(), Stop> {
+        // Once more, now that nobody changes it any more.
+        prepare::refuse_foreign_entries(self.side.data_dir.clone()).await.map_err(Stop::Aborted)?;
         let control = self.control().await;
         let control = control.filter(|_| self.journal.inherited_from.is_none());
         if let Some(control) = &control {
@@ -98,7 +100,7 @@ impl Run<'_> {
         let end = end.into_iter().chain(pushed_end).max_by_key(WalSegment::number);
         let end = match unpushed.iter().filter_map(|path| segment_of(path, size)).min() {
             // What could not be pushed is certainly not in the archive.
-            Some(first) => end.filter(|end| end.number() < first.number()),
+            Some(first) => end.into_iter().chain(before(first)).min_by_key(WalSegment::number),
             None => end,
         };
         self.journal.archived_until = end.map(|segment| segment.to_string());
@@ -174,6 +176,15 @@ impl Run<'_> {
         })
     }
 
+    /// The last segment that was kept.
+    pub(super) fn kept_until(&self) -> Option<WalSegment> {
+        let size = self.segment_size();
+        let entries = fs::read_dir(self.journal.kept_wal.as_ref()?).ok()?.flatten();
+        let segments = entries.filter_map(|entry| segment_of(&entry.path(), size));
+        let ours = self.journal.timeline;
+        segments.filter(|s| ours.is_none_or(|t| s.timeline() == t)).max_by_key(WalSegment::number)
+    }
+
     /// The kept segments are not needed any more.
     pub(super) fn forget_kept_wal(&mut self) {
         if let Some(kept) = self.journal.kept_wal.take()
@@ -223,7 +234,8 @@ impl PgWal {
 }
 
 /// Whether a segment was written to: a recycled one still begins with the page of its former life
-/// (`XLogPageHeaderData`: magic, info, timeline, then the page's own address at byte 8).
+/// (`XLogPageHeaderData`: magic, info, timeline, then the page's own address at byte 8). The first
+/// segment of a new timeline is a copy of the old one's, so its pages name an older timeline.
 fn begins_with_own_page(path: &Path, segment: WalSegment) -> io::Result<bool> {
     let mut header = [0; 16];
     let mut file = File::open(path)?;
@@ -236,7 +248,8 @@ fn begins_with_own_page(path: &Path, segment: WalSegment) -> io::Result<bool> {
     let mut address = [0; 8];
     address.copy_from_slice(&header[8..]);
     let address = u64::from_ne_bytes(address);
-    Ok(timeline == segment.timeline().get() && address == segment.start().get())
+    let ours = (1..=segment.timeline().get()).contains(&timeline);
+    Ok(ours && address == segment.start().get())
 }
 
 /// Copies a file so that it is there whole or not at all, also after a power failure.
@@ -247,6 +260,12 @@ fn copy_durably(from: &Path, to: &Path) -> io::Result<()> {
     fs::copy(from, &temporary)?;
     File::open(&temporary)?.sync_all()?;
     fs::rename(&temporary, to)
+}
+
+/// The segment before this one.
+pub(super) fn before(segment: WalSegment) -> Option<WalSegment> {
+    let last_byte = segment.start().get().checked_sub(1)?;
+    Some(WalSegment::containing(segment.timeline(), Lsn::new(last_byte), segment.size()))
 }
 
 fn segment_of(path: &Path, size: SegmentSize) -> Option<WalSegment> {
@@ -285,13 +304,16 @@ mod tests {
         write_segment(&at("000000010000000000000004"), 1, address(4));
         fs::write(at("archive_status/000000010000000000000004.ready"), "").unwrap();
         write_segment(&at("000000010000000000000005"), 1, address(5));
+        // Just promoted: still a copy of the old timeline's.
+        write_segment(&at("000000020000000000000005"), 1, address(5));
         // Recycled, not yet written to.
         write_segment(&at("000000010000000000000006"), 1, address(2));
         fs::write(at("00000002.history"), "1\t0/5000000\tno recovery target specified\n").unwrap();
         fs::write(at("archive_status/00000002.history.ready"), "").unwrap();
         let found = PgWal::read(dir.path(), size).unwrap();
         assert_eq!(found.ready, [at("000000010000000000000004"), at("00000002.history")]);
-        assert_eq!(found.without_status, [at("000000010000000000000005")]);
+        let unfinished = [at("000000010000000000000005"), at("000000020000000000000005")];
+        assert_eq!(found.without_status, unfinished);
     }
 
     #[test]

@@ -73,6 +73,9 @@ pub(super) struct Supervisor {
     stopping: Option<(Rung, Instant)>,
     start_after_stop: bool,
     stop_after_initdb: bool,
+    /// Somebody ordered a start and no server has run since: only then an empty PGDATA is a first
+    /// start. One that was emptied under a running server is a disaster.
+    may_initdb: bool,
     restart_at: Option<Instant>,
     look_at: Instant,
     initdb: Option<JoinHandle<Result<bool, BootstrapError>>>,
@@ -100,6 +103,7 @@ impl Supervisor {
             stopping: None,
             start_after_stop: false,
             stop_after_initdb: false,
+            may_initdb: false,
             restart_at: None,
             look_at: Instant::now(),
             initdb: None,
@@ -159,6 +163,12 @@ impl Supervisor {
                 self.stop(state);
                 Ok(())
             }
+            Order::StopNow => {
+                self.start_after_stop = false;
+                self.stop(state);
+                self.escalate();
+                Ok(())
+            }
             Order::Restart if state.has_process() => {
                 self.stop(state);
                 self.start_after_stop = true;
@@ -207,6 +217,7 @@ impl Supervisor {
         if state.has_process() || self.initdb.is_some() {
             return Err(Refusal::Running);
         }
+        self.may_initdb = fenced.is_none();
         self.fenced = fenced;
         self.policy.reset();
         self.restart_at = None;
@@ -216,8 +227,7 @@ impl Supervisor {
 
     fn stop(&mut self, state: ServerState) {
         if state == ServerState::Stopping {
-            // Asked a second time: no more patience.
-            self.escalate();
+            // It is under way.
         } else if state.has_process() {
             self.change(ServerEvent::StopAsked, None);
             self.connection = None;
@@ -294,11 +304,15 @@ impl Supervisor {
         let unreadable =
             |error| Obstacle::Lasting(format!("cannot look at PGDATA {shown}: {error}"));
         match pgdata::content(pgdata).map_err(unreadable)? {
-            Content::Empty | Content::Foreign if self.fenced.is_none() => {
+            Content::Empty | Content::Foreign if self.may_initdb => {
                 return Ok(Prepared::Initdb);
             }
             Content::Empty | Content::Foreign => {
-                return lasting(format!("{shown} holds no cluster"));
+                return lasting(format!(
+                    "PGDATA {shown} holds no cluster any more. To restore it: POST \
+                     /api/v1/stanzas/STANZA/restores. To begin with a new, empty cluster instead: \
+                     POST /api/v1/processes/postgres/start"
+                ));
             }
             Content::HalfRestored(mark) => {
                 return lasting(format!(
@@ -339,6 +353,7 @@ impl Supervisor {
     fn began(&mut self, postmaster: Postmaster, adopted: bool) {
         let pid = postmaster.pid().as_raw_nonzero().get();
         self.postmaster = Some(postmaster);
+        self.may_initdb = false;
         self.ready_since = None;
         self.look_at = Instant::now() + LOOK_STARTING;
         self.change(ServerEvent::Spawned, None);
@@ -388,6 +403,7 @@ impl Supervisor {
             }
             return;
         }
+        self.lines.caught_up().await;
         let said = self.lines.newest_with(&["PANIC:", "FATAL:"]);
         let said = said.map_or(String::new(), |line| format!("; it said: {line}"));
         let reason = format!("PostgreSQL {end}{said}");

@@ -152,6 +152,8 @@ fn fenced_settings(settings: &Settings, fenced: &FencedStart) -> Vec<(String, St
         ("hba_file", in_fence("pg_hba.conf")),
         ("ident_file", in_fence("pg_ident.conf")),
         ("hot_standby", "on".to_owned()),
+        // Which segment it waits for is read from the title of its startup process.
+        ("update_process_title", "on".to_owned()),
         ("wal_retrieve_retry_interval", "100ms".to_owned()),
         // What promotion leaves to be archived waits for the real start: .ready files are kept.
         ("archive_command", String::new()),
