@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rustix::fs::{FlockOperation, flock};
@@ -14,6 +15,11 @@ use super::{Misconfigured, nearest_existing};
 use crate::config::{Config, is_secret_option};
 use crate::http;
 
+/// How long a Headrest that was killed may take to be gone altogether: its last system call, or a
+/// child that it had only just begun to start, still holds what it held.
+pub(super) const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(3);
+/// How often that is looked at.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The shortest admin token that is taken.
 const SHORTEST_TOKEN: usize = 16;
 
@@ -38,14 +44,18 @@ pub(super) fn claim_state_dir(state_dir: &Path) -> anyhow::Result<File> {
         .mode(0o600)
         .open(state_dir.join("headrest.lock"))
         .with_context(|| format!("cannot write to the state directory {shown}"))?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            bail!("another Headrest uses the state directory {shown}")
+    let tries = PREDECESSOR_PATIENCE.as_millis() / LOOK_EVERY.as_millis();
+    for _ in 0..tries {
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(lock),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOOK_EVERY),
+            Err(errno) => {
+                return Err(io::Error::from(errno))
+                    .with_context(|| format!("cannot lock the state directory {shown}"));
+            }
         }
-        Err(errno) => Err(io::Error::from(errno))
-            .with_context(|| format!("cannot lock the state directory {shown}")),
     }
+    bail!("another Headrest uses the state directory {shown}")
 }
 
 /// The configured admin token, or the generated one, which stays the same from start to start.

@@ -55,6 +55,8 @@ pub struct Recorder {
     progress: Progress,
     phase: Option<Phase>,
     progress_stored: Option<Instant>,
+    /// It has changed since, and was not stored because that was only just done.
+    progress_unstored: bool,
     /// What the current command told.
     pub heard: Heard,
 }
@@ -75,6 +77,7 @@ impl Recorder {
             progress: Progress::default(),
             phase: None,
             progress_stored: None,
+            progress_unstored: false,
             heard: Heard::default(),
         }
     }
@@ -112,7 +115,8 @@ impl Recorder {
     pub async fn progress(&mut self, change: impl FnOnce(&mut Progress)) {
         let before = self.progress.clone();
         change(&mut self.progress);
-        if before != self.progress {
+        self.progress_unstored |= before != self.progress;
+        if self.progress_unstored {
             self.store_progress().await;
         }
     }
@@ -196,6 +200,7 @@ impl Recorder {
     async fn store_all(&mut self, with_progress: bool, events: Vec<NewEvent>) {
         let progress = with_progress.then(|| (self.progress.clone(), self.phase));
         if with_progress {
+            self.progress_unstored = false;
             self.progress_stored = Some(Instant::now());
         }
         match self.store.append_events(self.job, progress, events).await {
@@ -229,7 +234,8 @@ impl Sink for Recorder {
             }
         }
         self.store_events(events).await;
-        if self.progress.percent_hundredths != before {
+        self.progress_unstored |= self.progress.percent_hundredths != before;
+        if self.progress_unstored {
             self.store_progress().await;
         }
     }
