@@ -82,8 +82,7 @@ async fn serve(
     let mut signals = Termination::listen().context("cannot listen for signals")?;
     let address = config.server.listen;
     // First of all: a second service on this port must not touch anything.
-    let listener =
-        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let listener = listen(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr().context("cannot tell the address")?;
 
     let stanza = config.stanzas.first().map(|stanza| stanza.name.clone());
@@ -231,6 +230,22 @@ async fn serve(
     drop(supervising);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Takes the port, which a Headrest that was killed may hold for a moment longer.
+async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let deadline = tokio::time::Instant::now() + places::PREDECESSOR_PATIENCE;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::AddrInUse
+                    && tokio::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(places::LOOK_EVERY).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// Starts the server, unless its data is gone while the repository still has its backups: a new
