@@ -384,7 +384,9 @@ impl Run<'_> {
             }
             Err(Stop::Aborted(error)) => {
                 self.go_on_as_before().await;
-                Ended::failed(error)
+                let interrupted = self.context.shutdown.is_cancelled();
+                let outcome = if interrupted { Outcome::Interrupted } else { Outcome::Failed };
+                Ended { error: Some(error), ..Ended::with(outcome) }
             }
             Err(Stop::Later) => Ended { outcome: None, ..Ended::with(Outcome::Interrupted) },
             Err(Stop::NeedsOperator(mut error)) => {
