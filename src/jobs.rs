@@ -1,6 +1,6 @@
 //! Everything long: admission, one lane per stanza, carrying jobs out, and what they say.
 //!
-//! [`queue`] is the one task that changes a job's state; [`worker`] and [`restore`] carry jobs out;
+//! [`queue`] is the one task that changes a job's state; `worker` and `restore` carry jobs out;
 //! [`recorder`] stores what they say before anybody is told. Knows nothing of HTTP.
 
 pub mod boot;
