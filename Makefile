@@ -94,8 +94,8 @@ test: packages rust
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 	if $(CARGO) nextest --version >/dev/null 2>&1; then
-	    $(CARGO) nextest run --locked
 	    $(CARGO) test --locked --doc
+	    $(CARGO) nextest run --locked
 	else
 	    # Two at a time, as .config/nextest.toml says: many tests run a PostgreSQL of their own.
 	    RUST_TEST_THREADS=2 $(CARGO) test --locked
