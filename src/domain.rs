@@ -3,14 +3,18 @@
 //! Values here are parsed once, at the edge, and stay what they are. `now` is always an argument.
 
 pub mod annotation;
+pub mod archive;
 pub mod backup;
 pub mod job;
+pub mod plan;
 pub mod recovery;
 pub mod repo;
 pub mod restart;
 pub mod restore;
 pub mod stanza;
+pub mod timeline;
 pub mod wal;
+pub mod window;
 pub mod words;
 
 pub use annotation::Annotations;

@@ -1,6 +1,18 @@
-//! Where a recovery should end.
+//! Where a recovery should end, parsed to types.
+//!
+//! Nothing of a request is passed through: a value that became one of these is written again from
+//! the type, because a quote or newline in a target lands unescaped in a file of settings
+//! (design/restore.md, "code execution").
 
+use std::{fmt, str::FromStr};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
+
+use super::stanza::shown;
+use super::words::words;
+use super::{Lsn, Timeline};
 
 /// A recovery target (PostgreSQL manual, 20.5.6 "Recovery Target").
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -8,6 +20,83 @@ use serde::{Deserialize, Serialize};
 pub enum RecoveryTarget {
     /// Everything that was ever committed: the end of the archive and of what `pg_wal` still held.
     Latest,
+    /// The end of the backup set itself: as early as possible.
+    Immediate,
+    /// The last commit at or before a moment.
+    Time {
+        /// The moment.
+        value: Timestamp,
+        /// Whether a commit at exactly that moment is left out.
+        #[serde(default)]
+        exclusive: bool,
+    },
+    /// A position in the WAL.
+    Lsn {
+        /// The position.
+        value: Lsn,
+        /// Whether the record at that position is left out.
+        #[serde(default)]
+        exclusive: bool,
+    },
+    /// The end of a transaction.
+    Xid {
+        /// The transaction.
+        value: Xid,
+        /// Whether that transaction is left out.
+        #[serde(default)]
+        exclusive: bool,
+    },
+    /// A named restore point.
+    Name {
+        /// The name.
+        value: RestorePointName,
+    },
+}
+
+words! {
+    /// What happens when the target is reached.
+    OnReached {
+        /// PostgreSQL is promoted and given back to its clients.
+        Promote = "promote",
+        /// It stays paused and fenced until somebody has looked and decides.
+        Pause = "pause",
+    }
+}
+
+/// Which branch of the WAL is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum TargetTimeline {
+    /// The one that the server is on.
+    Current,
+    /// The newest in the archive.
+    Latest,
+    /// This one.
+    Number(Timeline),
+}
+
+/// A transaction id with its epoch, 3 or more (smaller ones are PostgreSQL's own).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Xid(u64);
+
+/// The name of a restore point: `[A-Za-z0-9_.:-]{1,63}`, a subset of what PostgreSQL takes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RestorePointName(String);
+
+/// Text that is no part of a target.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTarget {
+    /// Not a transaction id.
+    #[error("\"{0}\" is not a transaction id: a whole number from 3 up, in decimal digits")]
+    Xid(String),
+    /// Not a name of ours.
+    #[error("\"{0}\" is not a restore point's name: 1 to 63 of A-Z, a-z, 0-9, _, ., : and -")]
+    Name(String),
+    /// Not a choice of timeline.
+    #[error("\"{0}\" is not a timeline: current, latest or a whole number from 1 up")]
+    Timeline(String),
 }
 
 impl RecoveryTarget {
@@ -15,6 +104,260 @@ impl RecoveryTarget {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Latest => "latest",
+            Self::Immediate => "immediate",
+            Self::Time { .. } => "time",
+            Self::Lsn { .. } => "lsn",
+            Self::Xid { .. } => "xid",
+            Self::Name { .. } => "name",
+        }
+    }
+
+    /// The value as it is written in answers; `None` where there is none.
+    pub fn value(&self) -> Option<String> {
+        match self {
+            Self::Latest | Self::Immediate => None,
+            Self::Time { value, .. } => Some(value.to_string()),
+            Self::Lsn { value, .. } => Some(value.to_string()),
+            Self::Xid { value, .. } => Some(value.to_string()),
+            Self::Name { value } => Some(value.to_string()),
+        }
+    }
+
+    /// Whether what is exactly at the target is left out.
+    pub fn is_exclusive(&self) -> bool {
+        match self {
+            Self::Time { exclusive, .. }
+            | Self::Lsn { exclusive, .. }
+            | Self::Xid { exclusive, .. } => *exclusive,
+            Self::Latest | Self::Immediate | Self::Name { .. } => false,
+        }
+    }
+
+    /// PostgreSQL's settings for it: name and value. None for the end of the archive, where a
+    /// standby simply runs out of WAL.
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        let one = match self {
+            Self::Latest => return Vec::new(),
+            Self::Immediate => ("recovery_target", "immediate".to_owned()),
+            Self::Time { value, .. } => ("recovery_target_time", in_utc(*value)),
+            Self::Lsn { value, .. } => ("recovery_target_lsn", value.to_string()),
+            Self::Xid { value, .. } => ("recovery_target_xid", value.to_string()),
+            Self::Name { value } => ("recovery_target_name", value.to_string()),
+        };
+        let inclusive = if self.is_exclusive() { "off" } else { "on" };
+        vec![
+            // Never promote: a promotion by the server itself is not crash-safe (restore.md).
+            ("recovery_target_action", "pause".to_owned()),
+            ("recovery_target_inclusive", inclusive.to_owned()),
+            one,
+        ]
+    }
+}
+
+impl fmt::Display for RecoveryTarget {
+    /// For people: `time 2026-11-20T10:00:00Z (exclusive)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())?;
+        if let Some(value) = self.value() {
+            write!(f, " {value}")?;
+        }
+        if self.is_exclusive() { f.write_str(" (exclusive)") } else { Ok(()) }
+    }
+}
+
+/// The form that both PostgreSQL and pgBackRest read without knowing a zone.
+fn in_utc(at: Timestamp) -> String {
+    at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S.%6f+00").to_string()
+}
+
+impl Xid {
+    /// The id as a number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for Xid {
+    type Err = InvalidTarget;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // PostgreSQL would read a leading zero as octal.
+        let plain = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
+        text.parse()
+            .ok()
+            .filter(|number| plain && *number >= 3)
+            .map(Self)
+            .ok_or_else(|| InvalidTarget::Xid(shown(text)))
+    }
+}
+
+impl fmt::Display for Xid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl TryFrom<String> for Xid {
+    type Error = InvalidTarget;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Xid> for String {
+    fn from(xid: Xid) -> Self {
+        xid.to_string()
+    }
+}
+
+impl RestorePointName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RestorePointName {
+    type Err = InvalidTarget;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b':' | b'-');
+        if (1..=63).contains(&text.len()) && text.bytes().all(plain) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidTarget::Name(shown(text)))
+        }
+    }
+}
+
+impl fmt::Display for RestorePointName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for RestorePointName {
+    type Error = InvalidTarget;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<RestorePointName> for String {
+    fn from(name: RestorePointName) -> Self {
+        name.0
+    }
+}
+
+impl FromStr for TargetTimeline {
+    type Err = InvalidTarget;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "current" => Ok(Self::Current),
+            "latest" => Ok(Self::Latest),
+            number => number
+                .parse()
+                .map(Self::Number)
+                .map_err(|_| InvalidTarget::Timeline(shown(text))),
+        }
+    }
+}
+
+impl fmt::Display for TargetTimeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Current => f.write_str("current"),
+            Self::Latest => f.write_str("latest"),
+            Self::Number(timeline) => timeline.fmt(f),
+        }
+    }
+}
+
+impl TryFrom<String> for TargetTimeline {
+    type Error = InvalidTarget;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<TargetTimeline> for String {
+    fn from(choice: TargetTimeline) -> Self {
+        choice.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn settings_are_written_from_types() {
+        let at: Timestamp = "2026-11-20T10:00:00.123456+02:00".parse().unwrap();
+        let time = RecoveryTarget::Time { value: at, exclusive: true };
+        let expect = [
+            ("recovery_target_action", "pause".to_owned()),
+            ("recovery_target_inclusive", "off".to_owned()),
+            ("recovery_target_time", "2026-11-20 08:00:00.123456+00".to_owned()),
+        ];
+        assert_eq!(time.settings(), expect);
+        assert_eq!(time.to_string(), "time 2026-11-20T08:00:00.123456Z (exclusive)");
+        assert!(RecoveryTarget::Latest.settings().is_empty());
+        let name = RecoveryTarget::Name { value: "before-release".parse().unwrap() };
+        assert_eq!(name.settings()[2], ("recovery_target_name", "before-release".to_owned()));
+        let early: Timestamp = "0099-01-01T00:00:00Z".parse().unwrap();
+        assert_eq!(in_utc(early), "0099-01-01 00:00:00.000000+00");
+    }
+
+    #[test]
+    fn grammar() {
+        for (text, ok) in
+            [("3", true), ("2", false), ("0", false), ("010", false), ("0x10", false), ("-5", false)]
+        {
+            assert_eq!(text.parse::<Xid>().is_ok(), ok, "{text}");
+        }
+        assert!("18446744073709551615".parse::<Xid>().is_ok());
+        assert!("18446744073709551616".parse::<Xid>().is_err());
+        let long = "x".repeat(64);
+        for (text, ok) in [
+            ("before-release_1.2:3", true),
+            ("", false),
+            ("a b", false),
+            ("x'\nrecovery_end_command='touch /tmp/x", false),
+            ("é", false),
+            (long.as_str(), false),
+        ] {
+            assert_eq!(text.parse::<RestorePointName>().is_ok(), ok, "{text:?}");
+        }
+        for (text, ok) in [("current", true), ("latest", true), ("7", true), ("0x7", false)] {
+            assert_eq!(text.parse::<TargetTimeline>().is_ok(), ok, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_earlier_versions_stored_is_read() {
+        let latest: RecoveryTarget = serde_json::from_str(r#"{"type":"latest"}"#).unwrap();
+        assert_eq!(latest, RecoveryTarget::Latest);
+    }
+
+    proptest! {
+        /// No text becomes a setting with a quote, a backslash or a line's end in it.
+        #[test]
+        fn nothing_escapes(text in "\\PC{0,40}|[a-z'\\n\\\\\"]{0,20}") {
+            let targets = [
+                text.parse().ok().map(|value| RecoveryTarget::Name { value }),
+                text.parse().ok().map(|value| RecoveryTarget::Xid { value, exclusive: false }),
+                text.parse().ok().map(|value| RecoveryTarget::Lsn { value, exclusive: false }),
+                text.parse().ok().map(|value| RecoveryTarget::Time { value, exclusive: false }),
+            ];
+            for target in targets.into_iter().flatten() {
+                for (_, value) in target.settings() {
+                    prop_assert!(!value.contains(['\'', '"', '\\', '\n', '\r', '=', '$']));
+                }
+                let json = serde_json::to_string(&target).unwrap();
+                prop_assert_eq!(serde_json::from_str::<RecoveryTarget>(&json).unwrap(), target);
+            }
         }
     }
 }

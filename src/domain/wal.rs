@@ -237,6 +237,17 @@ impl WalSegment {
         Self { timeline, number: lsn.get() / size.get(), size }
     }
 
+    /// The segment with this number; `None` beyond the end of the stream.
+    pub fn numbered(timeline: Timeline, number: u64, size: SegmentSize) -> Option<Self> {
+        (number <= size.last_number()).then_some(Self { timeline, number, size })
+    }
+
+    /// The segment before it on the same timeline; `None` for the very first.
+    #[must_use]
+    pub fn previous(&self) -> Option<Self> {
+        Some(Self { number: self.number.checked_sub(1)?, ..*self })
+    }
+
     /// The first position in the segment.
     pub const fn start(&self) -> Lsn {
         Lsn::new(self.number * self.size.get())

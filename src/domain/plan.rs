@@ -1,0 +1,375 @@
+//! What a restore would do, decided before anything is touched. Pure: `jobs::plans` gathers the
+//! facts, [`decide`] chooses timeline, backup set and WAL range, or refuses with the nearest moment
+//! that can be reached.
+//!
+//! The rules, each from a restore that silently went wrong (design/restore.md):
+//! - A set is legal only when it ended before the target; with a later one PostgreSQL promotes the
+//!   whole set without a word.
+//! - The branch is pinned to a timeline; left alone, a second restore to an older moment follows
+//!   the newest timeline and stops early.
+//! - A moment means the world as it was then: the timeline that the server was on at that time.
+//! - Of the legal sets the newest is taken: the least WAL to replay.
+
+pub mod check;
+mod reach;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::archive::{Gap, Segments};
+use super::recovery::{RecoveryTarget, RestorePointName, TargetTimeline};
+use super::timeline::{Branch, Timelines};
+use super::{BackupLabel, Lsn, RepoKey, SegmentSize, Timeline, WalSegment};
+
+/// `info` tells the end of a backup in whole seconds, cut off: only a second later it is certainly
+/// over.
+const STOP_MARGIN: SignedDuration = SignedDuration::from_secs(1);
+
+/// A backup set that could be restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Set {
+    /// Its label.
+    pub label: BackupLabel,
+    /// The repository it is in.
+    pub repo: RepoKey,
+    /// When it ended, in whole seconds.
+    pub stopped_at: Timestamp,
+    /// Where it is consistent.
+    pub lsn_stop: Lsn,
+    /// The first WAL segment that it needs; its timeline is the set's.
+    pub archive_start: WalSegment,
+    /// Bytes of the database.
+    pub size_bytes: Option<u64>,
+}
+
+impl Set {
+    /// The first moment that it can be restored to.
+    pub fn reachable_from(&self) -> Timestamp {
+        self.stopped_at.saturating_add(STOP_MARGIN).unwrap_or(self.stopped_at)
+    }
+}
+
+/// A commit of which time and place are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The timeline it was made on.
+    pub timeline: Timeline,
+    /// Not later than the commit.
+    pub at: Timestamp,
+    /// Not before the end of its record.
+    pub lsn: Lsn,
+    /// Its transaction id.
+    pub xid: u64,
+}
+
+/// A named restore point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestorePoint {
+    /// Its name.
+    pub name: RestorePointName,
+    /// The timeline it was made on.
+    pub timeline: Timeline,
+    /// Its position.
+    pub lsn: Lsn,
+    /// When it was made.
+    pub at: Timestamp,
+}
+
+/// What a running server that takes writes says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Live {
+    /// Where it writes.
+    pub lsn: Lsn,
+    /// The first transaction id that it has not given out yet.
+    pub next_xid: u64,
+}
+
+/// Everything that the decision depends on.
+#[derive(Debug, Clone)]
+pub struct Catalogue {
+    /// The present moment.
+    pub now: Timestamp,
+    /// The cluster's.
+    pub segment_size: SegmentSize,
+    /// The sets of this cluster, of every readable repository.
+    pub sets: Vec<Set>,
+    /// The history files that are known.
+    pub timelines: Timelines,
+    /// When each timeline was born: as noted when it was promoted, else when its history file was
+    /// archived.
+    pub born: BTreeMap<Timeline, Timestamp>,
+    /// Those of them that this server has been on for certain.
+    pub trail: Vec<Timeline>,
+    /// What the archive has, over all readable repositories.
+    pub archived: Segments,
+    /// When the newest segment of each timeline was archived.
+    pub archived_at: BTreeMap<Timeline, Timestamp>,
+    /// What only `pg_wal` has, and a restore saves before it begins.
+    pub local: Segments,
+    /// The timeline that the cluster in PGDATA is on.
+    pub current: Option<Timeline>,
+    /// The server, when it takes writes.
+    pub live: Option<Live>,
+    /// When it last wrote, when it does not.
+    pub last_alive: Option<Timestamp>,
+    /// Known commits, in order of time.
+    pub samples: Vec<Sample>,
+    /// Known restore points.
+    pub points: Vec<RestorePoint>,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// Where recovery ends.
+    pub target: RecoveryTarget,
+    /// Only this set.
+    pub set: Option<BackupLabel>,
+    /// Only this repository.
+    pub repo: Option<RepoKey>,
+    /// Only this timeline's branch.
+    pub timeline: Option<TargetTimeline>,
+}
+
+/// What will be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// The set.
+    pub set: Set,
+    /// The timeline that recovery follows (`recovery_target_timeline`).
+    pub timeline: Timeline,
+    /// The last WAL segment that is needed, as far as it is known.
+    pub wal_until: Option<WalSegment>,
+    /// What is missing of the WAL in between.
+    pub gaps: Vec<Gap>,
+    /// What is on the server now and will not be there afterwards.
+    pub lost: Option<Lost>,
+    /// Why it is not certain that the target exists.
+    pub uncertain: Option<String>,
+}
+
+/// What a restore to an earlier moment leaves behind. It stays in the archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The segment that holds the target, as far as it is known.
+    pub first: Option<WalSegment>,
+    /// The last segment there is.
+    pub last: Option<WalSegment>,
+}
+
+/// Something that can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// A point in time.
+    Time(Timestamp),
+    /// A position.
+    Lsn(Lsn),
+    /// A transaction.
+    Xid(u64),
+}
+
+impl std::fmt::Display for Moment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Time(at) => at.fmt(f),
+            Self::Lsn(lsn) => lsn.fmt(f),
+            Self::Xid(xid) => xid.fmt(f),
+        }
+    }
+}
+
+/// Why it cannot be done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There is no backup at all.
+    #[error("there is no backup to restore")]
+    NoBackup,
+    /// None of this repository.
+    #[error("repository {0} has no backup to restore")]
+    NoBackupInRepo(RepoKey),
+    /// The set that was asked for is not there.
+    #[error("there is no backup {0}")]
+    NoSuchSet(BackupLabel),
+    /// The set is on another branch.
+    #[error("backup {label} is on timeline {on}, which is not part of timeline {branch} at that point")]
+    SetOffBranch {
+        /// The set.
+        label: BackupLabel,
+        /// Its timeline.
+        on: Timeline,
+        /// The timeline that would be followed.
+        branch: Timeline,
+    },
+    /// The set that was asked for ended after the target.
+    #[error(
+        "backup {label} ended at {stopped_at}: it cannot be restored to {target}, the first moment \
+         it can be restored to is {nearest}"
+    )]
+    SetTooLate {
+        /// The set.
+        label: BackupLabel,
+        /// When it ended.
+        stopped_at: Timestamp,
+        /// What was asked for.
+        target: RecoveryTarget,
+        /// The nearest that can be reached.
+        nearest: Moment,
+    },
+    /// The target is before every backup.
+    #[error(
+        "{target} is before the end of the first backup on timeline {timeline}; the nearest that \
+         can be reached is {nearest}"
+    )]
+    BeforeFirstBackup {
+        /// What was asked for.
+        target: RecoveryTarget,
+        /// The branch.
+        timeline: Timeline,
+        /// The nearest that can be reached.
+        nearest: Moment,
+    },
+    /// A moment to come.
+    #[error("{target} is in the future; the nearest that can be reached is {nearest}")]
+    InFuture {
+        /// What was asked for.
+        target: RecoveryTarget,
+        /// The nearest that can be reached.
+        nearest: Moment,
+    },
+    /// Nothing was committed there any more.
+    #[error(
+        "{target} is past the end of timeline {timeline}; the nearest that can be reached is \
+         {nearest}"
+    )]
+    PastEnd {
+        /// What was asked for.
+        target: RecoveryTarget,
+        /// The branch.
+        timeline: Timeline,
+        /// The nearest that can be reached.
+        nearest: Moment,
+    },
+    /// Headrest does not know where this is, so it cannot choose a set that ended before it.
+    #[error(
+        "where {0} is in the WAL is not known, so no backup can be chosen that ended before it; name \
+         one with `set`"
+    )]
+    UnknownPlace(RecoveryTarget),
+    /// Nobody has ever been on that timeline.
+    #[error("there is no timeline {0} in the archive")]
+    UnknownTimeline(Timeline),
+}
+
+impl Refusal {
+    /// The nearest that can be reached, where there is one.
+    pub fn nearest(&self) -> Option<Moment> {
+        match self {
+            Self::SetTooLate { nearest, .. }
+            | Self::BeforeFirstBackup { nearest, .. }
+            | Self::InFuture { nearest, .. }
+            | Self::PastEnd { nearest, .. } => Some(*nearest),
+            Self::NoBackup
+            | Self::NoBackupInRepo(_)
+            | Self::NoSuchSet(_)
+            | Self::SetOffBranch { .. }
+            | Self::UnknownPlace(_)
+            | Self::UnknownTimeline(_) => None,
+        }
+    }
+}
+
+/// Where a target lies: what a set must have ended before, and by when it is certainly reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    /// A set must have ended before this.
+    set_before: Moment,
+    /// A position at or after the target.
+    reached_by: Option<Lsn>,
+}
+
+/// Chooses, or refuses.
+pub fn decide(catalogue: &Catalogue, wish: &Wish) -> Result<Decision, Refusal> {
+    if catalogue.sets.is_empty() {
+        return Err(Refusal::NoBackup);
+    }
+    let tip = catalogue.timeline_for(wish)?;
+    let branch = catalogue.timelines.branch(tip);
+    let (place, uncertain) = catalogue.place(wish, &branch)?;
+    let set = choose(catalogue, wish, &branch, place)?;
+    let size = catalogue.segment_size;
+    // The segment of the last byte before a position.
+    let ending = |lsn: Lsn| lsn.get().saturating_sub(1) / size.get();
+    let until = match (&wish.target, place.and_then(|place| place.reached_by)) {
+        (RecoveryTarget::Immediate, _) => Some(ending(set.lsn_stop)),
+        (_, Some(lsn)) => Some(ending(lsn)),
+        (_, None) => catalogue.end_of(&branch).map(|last| last.number()),
+    };
+    let first = set.archive_start.number();
+    let wal_until = until.map(|number| branch.segment(number.max(first), size));
+    let gaps =
+        wal_until.map_or_else(Vec::new, |until| catalogue.gaps(&branch, first, until.number()));
+    let lost = catalogue.lost(wish, &branch, place);
+    Ok(Decision { set: set.clone(), timeline: tip, wal_until, gaps, lost, uncertain })
+}
+
+/// The newest set that ended before the target, on the branch.
+fn choose<'a>(
+    catalogue: &'a Catalogue,
+    wish: &Wish,
+    branch: &Branch,
+    place: Option<Place>,
+) -> Result<&'a Set, Refusal> {
+    let legal = |set: &Set| {
+        place.is_none_or(|place| match place.set_before {
+            Moment::Time(at) => set.reachable_from() <= at,
+            Moment::Lsn(lsn) => set.lsn_stop <= lsn,
+            // A transaction's place is told as the time of a commit before it.
+            Moment::Xid(_) => false,
+        })
+    };
+    let on_branch = |set: &Set| branch.holds(set.archive_start.timeline(), set.lsn_stop);
+    let first_moment = |set: &Set| match place.map(|place| place.set_before) {
+        Some(Moment::Lsn(_)) => Moment::Lsn(set.lsn_stop),
+        Some(Moment::Time(_) | Moment::Xid(_)) | None => Moment::Time(set.reachable_from()),
+    };
+    let in_repo = |set: &&Set| wish.repo.is_none_or(|repo| set.repo == repo);
+    if let Some(label) = &wish.set {
+        let set = catalogue.sets.iter().filter(in_repo).find(|set| set.label == *label);
+        let set = set.ok_or_else(|| Refusal::NoSuchSet(label.clone()))?;
+        if !on_branch(set) {
+            return Err(Refusal::SetOffBranch {
+                label: label.clone(),
+                on: set.archive_start.timeline(),
+                branch: branch.tip(),
+            });
+        }
+        if !legal(set) {
+            return Err(Refusal::SetTooLate {
+                label: label.clone(),
+                stopped_at: set.stopped_at,
+                target: wish.target.clone(),
+                nearest: first_moment(set),
+            });
+        }
+        return Ok(set);
+    }
+    let mut candidates = catalogue.sets.iter().filter(in_repo).peekable();
+    if let (None, Some(repo)) = (candidates.peek(), wish.repo) {
+        return Err(Refusal::NoBackupInRepo(repo));
+    }
+    let candidates: Vec<&Set> = candidates.filter(|set| on_branch(set)).collect();
+    let age = |set: &&&Set| (set.stopped_at, set.lsn_stop, std::cmp::Reverse(set.repo));
+    if let Some(set) = candidates.iter().filter(|set| legal(set)).max_by_key(age) {
+        return Ok(set);
+    }
+    let first = candidates.iter().min_by_key(age).ok_or(Refusal::NoBackup)?;
+    Err(Refusal::BeforeFirstBackup {
+        target: wish.target.clone(),
+        timeline: branch.tip(),
+        nearest: first_moment(first),
+    })
+}
