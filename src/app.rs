@@ -21,17 +21,19 @@ use crate::cli::{EXIT_CONFIG, complain};
 use crate::config::{Auth as AuthMode, Config, Environment};
 use crate::http::state::Shared;
 use crate::http::{self, AppState, Auth};
+use crate::jobs::archive::Archives;
 use crate::jobs::catalog::Freshness;
 use crate::jobs::context::{ServerSide, Wake};
 use crate::jobs::journal::Journals;
-use crate::jobs::{self, Catalog, Context, JobsHandle};
-use crate::pgbackrest::command::archive_command;
+use crate::jobs::{self, Catalog, Context, JobsHandle, Planner, Wal};
+use crate::pgbackrest::command::{archive_command, histories_only};
 use crate::pgbackrest::info::StanzaStatus;
 use crate::pgbackrest::runner::GRACE;
 use crate::postgres::bootstrap::FirstStart;
+use crate::postgres::control::ControlData;
 use crate::postgres::install::Binaries;
-use crate::postgres::pgdata::{self, Content};
-use crate::postgres::supervisor::{Actor, Order, PostgresHandle, Settings, Status};
+use crate::postgres::pgdata::{self, Content, Occupant};
+use crate::postgres::supervisor::{Actor, Order, PostgresHandle, Settings, Status, fence_dir};
 use crate::process::signals::Termination;
 use crate::pulse::Pulses;
 use crate::store::Store;
@@ -115,6 +117,9 @@ async fn serve(
             defaults,
             user_options: side.options,
             stop_patience: postgres.stop_timeout + STOP_RUNGS,
+            heartbeat: postgres.heartbeat,
+            histories_only: histories_only(&tool.binary.display().to_string(), &stanza),
+            fence_dir: fence_dir(&config.state_dir),
         }),
         _ => None,
     };
@@ -148,6 +153,7 @@ async fn serve(
         _ => PostgresHandle::beside(),
     };
     let context = Context {
+        archives: Archives::new(Arc::clone(&tool)),
         tool,
         version: version.clone(),
         catalog: catalog.clone(),
@@ -168,6 +174,9 @@ async fn serve(
     let state = AppState::new(Shared {
         jobs: jobs.clone(),
         postgres: postgres.clone(),
+        planner: Planner::new(context.clone()),
+        wal: Wal::new(context.clone()),
+        fence_dir: context.server.as_ref().map(|side| side.fence_dir.clone()),
         catalog,
         store,
         auth: Auth::new(config.server.auth, token.as_ref()),
@@ -202,6 +211,7 @@ async fn serve(
             .await?;
     }
     if postgres.is_supervised() {
+        tokio::spawn(jobs::heartbeat::run(context.clone()));
         tokio::spawn(jobs::first_start::run(context, jobs, stanza));
     }
 
@@ -252,10 +262,18 @@ async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 /// cluster in its place would be another database, and would stand in the way of a restore.
 async fn first_order(server: &ServerSide, catalog: &Catalog, had_jobs: bool) -> Order {
     let shown = server.data_dir.display();
-    if !matches!(pgdata::content(&server.data_dir), Ok(Content::Empty)) {
-        return Order::Start;
-    }
     let stanza = &server.stanza;
+    if !matches!(pgdata::content(&server.data_dir), Ok(Content::Empty)) {
+        let runs = matches!(pgdata::occupant(&server.data_dir), Ok(Occupant::Postmaster(_)));
+        return match unfinished_recovery(server).await.filter(|_| !runs) {
+            Some(why) => Order::Hold(format!(
+                "PGDATA {shown} is not whole: {why}, and the journal of that restore is gone. \
+                 Restore again: POST /api/v1/stanzas/{stanza}/restores. To start it as it is \
+                 instead, if you know that it is sound: POST /api/v1/processes/postgres/start"
+            )),
+            None => Order::Start,
+        };
+    }
     let hold = match catalog.observe(stanza, Freshness::New).await {
         Ok(seen) => match seen.stanza.status.meaning() {
             StanzaStatus::MissingPath | StanzaStatus::MissingData | StanzaStatus::NoBackup => None,
@@ -275,6 +293,12 @@ async fn first_order(server: &ServerSide, catalog: &Catalog, had_jobs: bool) -> 
         )),
         None => Order::Start,
     }
+}
+
+async fn unfinished_recovery(server: &ServerSide) -> Option<&'static str> {
+    let control = ControlData::read(&server.binaries, &server.env, &server.data_dir).await.ok();
+    let facts = control.map(|control| control.facts()).filter(|facts| facts.out_of_recovery);
+    pgdata::unfinished_recovery(&server.data_dir, facts.map(|facts| facts.timeline))
 }
 
 /// Jobs first, then PostgreSQL, whose archiver still needs the repository.

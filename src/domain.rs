@@ -5,6 +5,7 @@
 pub mod annotation;
 pub mod archive;
 pub mod backup;
+pub mod database;
 pub mod job;
 pub mod plan;
 pub mod recovery;
@@ -19,6 +20,7 @@ pub mod words;
 
 pub use annotation::Annotations;
 pub use backup::{BackupLabel, BackupType};
+pub use database::DatabaseName;
 pub use job::{Job, JobId, JobKind, JobSpec, JobState};
 pub use repo::RepoKey;
 pub use stanza::StanzaName;

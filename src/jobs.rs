@@ -3,16 +3,22 @@
 //! [`queue`] is the one task that changes a job's state; `worker` and `restore` carry jobs out;
 //! [`recorder`] stores what they say before anybody is told. Knows nothing of HTTP.
 
+pub mod archive;
 pub mod boot;
 pub mod catalog;
 pub mod context;
 pub mod first_start;
+pub mod heartbeat;
 pub mod journal;
+pub mod plans;
 pub mod queue;
 pub mod recorder;
 mod restore;
+pub mod wal;
 mod worker;
 
 pub use catalog::Catalog;
 pub use context::Context;
+pub use plans::Planner;
 pub use queue::{Denied, JobsHandle, LaneView, Submission};
+pub use wal::Wal;

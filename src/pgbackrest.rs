@@ -8,6 +8,7 @@ pub mod command;
 pub mod conf;
 pub mod exit;
 pub mod info;
+pub mod listing;
 pub mod log;
 pub mod runner;
 pub mod version;

@@ -7,6 +7,7 @@ pub mod bootstrap;
 pub mod client;
 pub mod control;
 pub mod install;
+pub mod pg_wal;
 pub mod pgdata;
 pub mod state;
 pub mod stray;

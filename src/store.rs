@@ -3,8 +3,10 @@
 //! SQLite in WAL mode. One thread writes, so writes are ordered; reads use connections of their
 //! own on the blocking pool. Never decides anything: it keeps what it is given.
 
+mod audit;
 mod idempotency;
 mod jobs;
+mod recovery;
 mod rows;
 
 use std::path::{Path, PathBuf};
@@ -14,11 +16,15 @@ use std::thread;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
+pub use audit::Deed;
 pub use idempotency::{Claim, StoredAnswer};
 pub use jobs::{JobFilter, NewEvent, StoredEvent};
 
 /// Numbered, append-only; `PRAGMA user_version` says how many a file has had.
-const MIGRATIONS: &[&str] = &[include_str!("store/migrations/0001_jobs.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("store/migrations/0001_jobs.sql"),
+    include_str!("store/migrations/0002_recovery.sql"),
+];
 /// Read connections kept for reuse.
 const IDLE_READERS: usize = 4;
 

@@ -74,6 +74,8 @@ pub struct PostgresConfig {
     pub args: Vec<String>,
     /// How long a fast stop may take before an immediate one.
     pub stop_timeout: Duration,
+    /// How often a commit is made of which time and place are noted; zero for never.
+    pub heartbeat: Duration,
 }
 
 /// The tool.
@@ -137,6 +139,7 @@ pub(super) fn postgres(reader: &mut Reader<'_>) -> (String, Option<PostgresConfi
         socket_dir: reader.get_if_any::<String>("postgres.socket_dir").map(PathBuf::from),
         args: reader.get("postgres.args", Vec::new()),
         stop_timeout: duration(reader, "postgres.stop_timeout", "120s"),
+        heartbeat: duration(reader, "postgres.heartbeat", "60s"),
     };
     if config.port == Some(0) {
         reader.error("postgres.port", "0 is not a port");

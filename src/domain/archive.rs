@@ -74,7 +74,9 @@ impl FromIterator<WalSegment> for Segments {
         for segment in segments {
             numbers.entry(segment.timeline()).or_default().push(segment.number());
         }
-        Self(numbers.into_iter().map(|(timeline, all)| (timeline, Ranges::from_iter(all))).collect())
+        Self(
+            numbers.into_iter().map(|(timeline, all)| (timeline, Ranges::from_iter(all))).collect(),
+        )
     }
 }
 

@@ -18,10 +18,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::recovery::RecoveryTarget;
-use super::restore::Phase;
+use super::plan::check::CheckId;
+use super::recovery::{OnReached, RecoveryTarget};
+use super::restore::{Phase, Pinned};
 use super::words::{UnknownWord, words};
-use super::{Annotations, BackupLabel, BackupType, Lsn, RepoKey, StanzaName, Timeline};
+use super::{
+    Annotations, BackupLabel, BackupType, DatabaseName, Lsn, RepoKey, StanzaName, Timeline,
+};
 
 /// A job's identifier: a UUID of version 7, so that ids sort by time of creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -287,6 +290,41 @@ pub struct RestoreSpec {
     pub target: RecoveryTarget,
     /// Whether a full backup is queued once PostgreSQL takes writes again.
     pub backup_after: bool,
+    /// What the plan chose. Only a job of an earlier version has none.
+    #[serde(default)]
+    pub pinned: Option<Pinned>,
+    /// What happens when the target is reached.
+    #[serde(default = "promote")]
+    pub on_reached: OnReached,
+    /// Only these databases; all when there are none.
+    #[serde(default)]
+    pub databases: Vec<DatabaseName>,
+    /// Failed checks that the caller takes upon itself.
+    #[serde(default)]
+    pub accept: Vec<CheckId>,
+    /// The restore that this one undoes.
+    #[serde(default)]
+    pub undoes: Option<JobId>,
+}
+
+fn promote() -> OnReached {
+    OnReached::Promote
+}
+
+impl RestoreSpec {
+    /// A restore of everything, without a plan yet.
+    pub fn new(stanza: StanzaName, target: RecoveryTarget) -> Self {
+        Self {
+            stanza,
+            target,
+            backup_after: true,
+            pinned: None,
+            on_reached: OnReached::Promote,
+            databases: Vec::new(),
+            accept: Vec::new(),
+            undoes: None,
+        }
+    }
 }
 
 impl JobSpec {
@@ -409,6 +447,12 @@ pub struct RestoreResult {
     pub replayed_lsn: Option<Lsn>,
     /// The commit time of the last transaction that was replayed.
     pub last_commit_at: Option<Timestamp>,
+    /// Bytes of the set, restored.
+    #[serde(default)]
+    pub size_bytes: Option<u64>,
+    /// From the stop of the server until clients could write again.
+    #[serde(default)]
+    pub downtime_ms: Option<u64>,
 }
 
 /// Why a job failed.
@@ -541,11 +585,7 @@ mod tests {
     fn only_a_restore_may_cancel_and_nothing_cancels_a_restore() {
         let stanza: StanzaName = "main".parse().unwrap();
         let check = JobSpec::Check { stanza: stanza.clone() };
-        let restore = JobSpec::Restore(RestoreSpec {
-            stanza,
-            target: RecoveryTarget::Latest,
-            backup_after: true,
-        });
+        let restore = JobSpec::Restore(RestoreSpec::new(stanza, RecoveryTarget::Latest));
         let cases = [
             (&check, JobKind::Backup, OnConflict::Refuse, Admission::Refuse),
             (&check, JobKind::Backup, OnConflict::Queue, Admission::Wait),

@@ -184,7 +184,7 @@ impl std::fmt::Display for Moment {
 
 /// Why it cannot be done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum Unreachable {
     /// There is no backup at all.
     #[error("there is no backup to restore")]
     NoBackup,
@@ -195,7 +195,9 @@ pub enum Refusal {
     #[error("there is no backup {0}")]
     NoSuchSet(BackupLabel),
     /// The set is on another branch.
-    #[error("backup {label} is on timeline {on}, which is not part of timeline {branch} at that point")]
+    #[error(
+        "backup {label} is on timeline {on}, which is not part of timeline {branch} at that point"
+    )]
     SetOffBranch {
         /// The set.
         label: BackupLabel,
@@ -264,7 +266,7 @@ pub enum Refusal {
     UnknownTimeline(Timeline),
 }
 
-impl Refusal {
+impl Unreachable {
     /// The nearest that can be reached, where there is one.
     pub fn nearest(&self) -> Option<Moment> {
         match self {
@@ -292,9 +294,9 @@ struct Place {
 }
 
 /// Chooses, or refuses.
-pub fn decide(catalogue: &Catalogue, wish: &Wish) -> Result<Decision, Refusal> {
+pub fn decide(catalogue: &Catalogue, wish: &Wish) -> Result<Decision, Unreachable> {
     if catalogue.sets.is_empty() {
-        return Err(Refusal::NoBackup);
+        return Err(Unreachable::NoBackup);
     }
     let tip = catalogue.timeline_for(wish)?;
     let branch = catalogue.timelines.branch(tip);
@@ -322,7 +324,7 @@ fn choose<'a>(
     wish: &Wish,
     branch: &Branch,
     place: Option<Place>,
-) -> Result<&'a Set, Refusal> {
+) -> Result<&'a Set, Unreachable> {
     let legal = |set: &Set| {
         place.is_none_or(|place| match place.set_before {
             Moment::Time(at) => set.reachable_from() <= at,
@@ -339,16 +341,16 @@ fn choose<'a>(
     let in_repo = |set: &&Set| wish.repo.is_none_or(|repo| set.repo == repo);
     if let Some(label) = &wish.set {
         let set = catalogue.sets.iter().filter(in_repo).find(|set| set.label == *label);
-        let set = set.ok_or_else(|| Refusal::NoSuchSet(label.clone()))?;
+        let set = set.ok_or_else(|| Unreachable::NoSuchSet(label.clone()))?;
         if !on_branch(set) {
-            return Err(Refusal::SetOffBranch {
+            return Err(Unreachable::SetOffBranch {
                 label: label.clone(),
                 on: set.archive_start.timeline(),
                 branch: branch.tip(),
             });
         }
         if !legal(set) {
-            return Err(Refusal::SetTooLate {
+            return Err(Unreachable::SetTooLate {
                 label: label.clone(),
                 stopped_at: set.stopped_at,
                 target: wish.target.clone(),
@@ -359,15 +361,15 @@ fn choose<'a>(
     }
     let mut candidates = catalogue.sets.iter().filter(in_repo).peekable();
     if let (None, Some(repo)) = (candidates.peek(), wish.repo) {
-        return Err(Refusal::NoBackupInRepo(repo));
+        return Err(Unreachable::NoBackupInRepo(repo));
     }
     let candidates: Vec<&Set> = candidates.filter(|set| on_branch(set)).collect();
     let age = |set: &&&Set| (set.stopped_at, set.lsn_stop, std::cmp::Reverse(set.repo));
     if let Some(set) = candidates.iter().filter(|set| legal(set)).max_by_key(age) {
         return Ok(set);
     }
-    let first = candidates.iter().min_by_key(age).ok_or(Refusal::NoBackup)?;
-    Err(Refusal::BeforeFirstBackup {
+    let first = candidates.iter().min_by_key(age).ok_or(Unreachable::NoBackup)?;
+    Err(Unreachable::BeforeFirstBackup {
         target: wish.target.clone(),
         timeline: branch.tip(),
         nearest: first_moment(first),

@@ -256,10 +256,9 @@ impl FromStr for TargetTimeline {
         match text {
             "current" => Ok(Self::Current),
             "latest" => Ok(Self::Latest),
-            number => number
-                .parse()
-                .map(Self::Number)
-                .map_err(|_| InvalidTarget::Timeline(shown(text))),
+            number => {
+                number.parse().map(Self::Number).map_err(|_| InvalidTarget::Timeline(shown(text)))
+            }
         }
     }
 }
@@ -312,9 +311,14 @@ mod tests {
 
     #[test]
     fn grammar() {
-        for (text, ok) in
-            [("3", true), ("2", false), ("0", false), ("010", false), ("0x10", false), ("-5", false)]
-        {
+        for (text, ok) in [
+            ("3", true),
+            ("2", false),
+            ("0", false),
+            ("010", false),
+            ("0x10", false),
+            ("-5", false),
+        ] {
             assert_eq!(text.parse::<Xid>().is_ok(), ok, "{text}");
         }
         assert!("18446744073709551615".parse::<Xid>().is_ok());

@@ -10,9 +10,9 @@
 //!              needs-operator                           v         |
 //!                    |                               restored ----|   not promoted: start it fenced,
 //!                    `--> restoring                     v         |   it continues; promoted behind
-//!                                                   recovering ---|   our back or unreadable:
-//!                                                       v         |   restore again
-//!                                                    verified ----|
+//!                                                .> recovering ---|   our back or unreadable:
+//!                                       retarget |      v         |   restore again
+//!                                        forward `-- verified ----|   retarget backward, abandon
 //!                                                       v         |   control data without the new
 //!                                                   promoting ----'   timeline: restore again
 //!                                                       v
@@ -20,6 +20,9 @@
 //!                                                       v             again: writes may exist
 //!                                                     done
 //! ```
+//! In recovering and verified a restore may wait for somebody ([`Awaiting`]), who promotes,
+//! retargets or abandons it ([`Steer`]).
+//!
 //! The journal is written, and has reached the disk, **before** the phase it names begins. Pure:
 //! `jobs::journal` keeps the file, `jobs::restore` carries the phases out.
 
@@ -29,9 +32,10 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::recovery::RecoveryTarget;
+use super::plan::check::CheckId;
+use super::recovery::{OnReached, RecoveryTarget};
 use super::words::words;
-use super::{BackupLabel, JobId, Lsn, RepoKey, StanzaName, Timeline};
+use super::{BackupLabel, DatabaseName, JobId, Lsn, RepoKey, StanzaName, Timeline};
 
 words! {
     /// A phase of a restore.
@@ -98,7 +102,12 @@ impl Phase {
                     Self::Restoring | Self::Recovering | Self::Verified | Self::NeedsOperator
                 )
             }
-            Self::Verified => matches!(to, Self::Restoring | Self::Recovering | Self::Promoting),
+            Self::Verified => {
+                matches!(
+                    to,
+                    Self::Restoring | Self::Recovering | Self::Promoting | Self::NeedsOperator
+                )
+            }
             Self::Promoting => {
                 matches!(to, Self::Restoring | Self::Unfencing | Self::NeedsOperator)
             }
@@ -171,6 +180,89 @@ pub struct UndoPoint {
     pub at: Timestamp,
 }
 
+words! {
+    /// What a restore waits for somebody to decide about.
+    Awaiting {
+        /// The target was reached and `on_reached` is pause: look, then decide.
+        Target = "target-reached",
+        /// A WAL segment is missing that should be there. When it comes back, recovery goes on by
+        /// itself.
+        Gap = "wal-gap",
+        /// The WAL ends before the target.
+        End = "end-before-target",
+    }
+}
+
+/// What can be done to a restore that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Steer {
+    /// Promote the server as it is now.
+    Promote {
+        /// What the caller takes upon itself: a gap, or that the target was not reached.
+        accept: Vec<CheckId>,
+    },
+    /// Go on to another target.
+    Retarget(Box<NewTarget>),
+    /// Give up, and bring back what was there before the restore.
+    Abandon(Box<NewTarget>),
+}
+
+/// A target that was planned for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTarget {
+    /// Where recovery ends.
+    pub target: RecoveryTarget,
+    /// From what.
+    pub pinned: Pinned,
+    /// What happens there.
+    pub on_reached: OnReached,
+}
+
+/// Why a restore cannot be steered so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotNow {
+    /// It does not wait for anybody.
+    #[error("it is in phase {0} and does not wait for a decision")]
+    Phase(Phase),
+    /// Promoting would leave something behind, which must be accepted by name.
+    #[error("promoting now would leave something out, which must be accepted by name: \"{0}\"")]
+    NotAccepted(CheckId),
+    /// The files do not fit together yet.
+    #[error("recovery has not reached a consistent state: there is no database to promote yet")]
+    NotConsistent,
+}
+
+impl Steer {
+    /// Whether a restore in this phase, waiting for this, can be steered so.
+    pub fn allowed(&self, phase: Phase, awaiting: Option<Awaiting>) -> Result<(), NotNow> {
+        let waits = matches!(phase, Phase::Recovering | Phase::Verified);
+        let Some(awaiting) = awaiting.filter(|_| waits) else { return Err(NotNow::Phase(phase)) };
+        let Self::Promote { accept } = self else { return Ok(()) };
+        let needed = match awaiting {
+            Awaiting::Target => return Ok(()),
+            Awaiting::Gap => CheckId::WalGap,
+            Awaiting::End => CheckId::Target,
+        };
+        if accept.contains(&needed) { Ok(()) } else { Err(NotNow::NotAccepted(needed)) }
+    }
+}
+
+/// What a plan chose, so that every run restores the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pinned {
+    /// The backup set.
+    pub set: BackupLabel,
+    /// The repository.
+    pub repo: RepoKey,
+    /// The timeline that recovery follows.
+    pub timeline: Timeline,
+    /// The last segment of that timeline's branch that was there.
+    pub wal_end: Option<String>,
+    /// The hash of the plan.
+    pub plan: String,
+}
+
 /// The restore's memory on disk, one per stanza.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -199,8 +291,11 @@ pub struct Journal {
     pub pgdata_identity: (u64, u64),
     /// The cluster's system identifier, when it could be read.
     pub system_id: Option<String>,
-    /// The timeline the cluster was on, when it could be read. Recovery follows this one.
+    /// The timeline that recovery follows.
     pub timeline: Option<Timeline>,
+    /// The timeline the cluster was on before, when it could be read.
+    #[serde(default)]
+    pub timeline_before: Option<Timeline>,
     /// The segment size in bytes, when it could be read.
     pub segment_bytes: Option<u64>,
     /// Settings that a hot standby needs at least at these values (`max_connections` and kin).
@@ -214,6 +309,42 @@ pub struct Journal {
     pub undo_point: Option<UndoPoint>,
     /// The half-done restore of the same PGDATA whose knowledge was taken over.
     pub inherited_from: Option<JobId>,
+    /// What happens when the target is reached.
+    #[serde(default = "promote")]
+    pub on_reached: OnReached,
+    /// Only these databases are restored; all when there are none.
+    #[serde(default)]
+    pub databases: Vec<DatabaseName>,
+    /// What the caller took upon itself.
+    #[serde(default)]
+    pub accept: Vec<CheckId>,
+    /// The hash of the plan that is carried out.
+    #[serde(default)]
+    pub plan: Option<String>,
+    /// The restore that this one undoes.
+    #[serde(default)]
+    pub undoes: Option<JobId>,
+    /// What it waits for somebody to decide about.
+    #[serde(default)]
+    pub awaiting: Option<Awaiting>,
+    /// The segment that it waits for.
+    #[serde(default)]
+    pub awaited_segment: Option<String>,
+    /// The segment before which somebody ordered to promote, though it is missing.
+    #[serde(default)]
+    pub accepted_end: Option<String>,
+    /// Somebody gave the restore up: what was there before is being brought back.
+    #[serde(default)]
+    pub abandoned: bool,
+    /// WAL that was kept and that the archive still does not have: an undo needs it.
+    #[serde(default)]
+    pub unarchived: Vec<String>,
+    /// When the server was stopped: from then on there is no database.
+    #[serde(default)]
+    pub stopped_at: Option<Timestamp>,
+    /// How often a promotion was tried and not found in the control data.
+    #[serde(default)]
+    pub promotions: u32,
     /// How often `pgbackrest restore` was started.
     pub attempts: u32,
     /// What went wrong last.
@@ -223,23 +354,69 @@ pub struct Journal {
 /// The format this version writes.
 pub const JOURNAL_FORMAT: u32 = 1;
 
+fn promote() -> OnReached {
+    OnReached::Promote
+}
+
 impl Journal {
+    /// Whether what is in PGDATA is a whole database that this restore has nothing more to do with:
+    /// it was not touched yet, or is finished.
+    pub fn data_is_whole(&self) -> bool {
+        let finished = matches!(self.phase, Phase::Unfencing | Phase::Done);
+        finished || self.phase.data_is_intact()
+    }
+
+    /// Points the restore at another target.
+    pub fn retarget(&mut self, new: NewTarget) {
+        let NewTarget { target, pinned, on_reached } = new;
+        self.target = target;
+        self.on_reached = on_reached;
+        (self.set, self.repo) = (pinned.set, pinned.repo);
+        self.timeline = Some(pinned.timeline);
+        self.archived_until = pinned.wal_end;
+        self.plan = Some(pinned.plan);
+        (self.awaiting, self.awaited_segment, self.accepted_end) = (None, None, None);
+    }
+
+    /// Whether the new target can be reached from here by replaying on, without copying: it is
+    /// certainly later on the same branch.
+    pub fn is_forward(&self, new: &NewTarget, replayed: Option<Lsn>) -> bool {
+        use RecoveryTarget as T;
+        if self.timeline != Some(new.pinned.timeline) || self.accepted_end.is_some() {
+            return false;
+        }
+        match (&self.target, &new.target) {
+            (_, T::Latest) => true,
+            (T::Time { value: old, .. }, T::Time { value, .. }) => value >= old,
+            // The end of the set is before every other target that a plan takes.
+            (T::Immediate, T::Time { .. } | T::Lsn { .. } | T::Xid { .. } | T::Name { .. }) => {
+                new.pinned.set == self.set
+            }
+            (_, T::Lsn { value, .. }) => replayed.is_some_and(|replayed| *value >= replayed),
+            // Where the others are is not known for certain.
+            (_, _) => false,
+        }
+    }
+
     /// Takes over what only an earlier, half-done restore of the same PGDATA still knows: its
     /// pg_control is gone or half recovered, and the WAL it kept exists nowhere else. A restore
     /// that was unfencing had its data complete: nothing is taken over from it.
     pub fn inherit(&mut self, earlier: &Self) {
-        let complete = earlier.phase == Phase::Unfencing;
-        if complete || earlier.phase.data_is_intact() || earlier.phase.is_over() {
+        if earlier.data_is_whole() {
             return;
         }
         self.inherited_from = Some(earlier.id);
         self.system_id = earlier.system_id.clone().or_else(|| self.system_id.take());
-        self.timeline = earlier.timeline.or(self.timeline);
+        self.timeline = self.timeline.or(earlier.timeline);
+        self.timeline_before = earlier.timeline_before.or(self.timeline_before);
         self.segment_bytes = earlier.segment_bytes.or(self.segment_bytes);
         if !earlier.setting_floors.is_empty() {
             self.setting_floors.clone_from(&earlier.setting_floors);
         }
-        self.archived_until.clone_from(&earlier.archived_until);
+        if self.timeline == earlier.timeline {
+            self.archived_until.clone_from(&earlier.archived_until);
+        }
+        self.unarchived.clone_from(&earlier.unarchived);
         self.kept_wal.clone_from(&earlier.kept_wal);
         self.undo_point.clone_from(&earlier.undo_point);
     }
@@ -335,6 +512,19 @@ mod tests {
             kept_wal: None,
             undo_point: None,
             inherited_from: None,
+            timeline_before: None,
+            on_reached: OnReached::Promote,
+            databases: Vec::new(),
+            accept: Vec::new(),
+            plan: None,
+            undoes: None,
+            awaiting: None,
+            awaited_segment: None,
+            accepted_end: None,
+            abandoned: false,
+            unarchived: Vec::new(),
+            stopped_at: None,
+            promotions: 0,
             attempts: 0,
             last_error: None,
         }
@@ -404,6 +594,77 @@ mod tests {
             let action = on_boot(&journal(Phase::Unfencing), Some(control(timeline, out)));
             prop_assert_eq!(action, BootAction::Unfence);
         }
+    }
+
+    #[test]
+    fn who_may_steer_when() {
+        let promote = |accept: &[CheckId]| Steer::Promote { accept: accept.to_vec() };
+        let cases = [
+            (promote(&[]), Phase::Verified, Some(Awaiting::Target), Ok(())),
+            (promote(&[]), Phase::Verified, None, Err(NotNow::Phase(Phase::Verified))),
+            (
+                promote(&[]),
+                Phase::Recovering,
+                Some(Awaiting::Gap),
+                Err(NotNow::NotAccepted(CheckId::WalGap)),
+            ),
+            (promote(&[CheckId::WalGap]), Phase::Recovering, Some(Awaiting::Gap), Ok(())),
+            (
+                promote(&[CheckId::WalGap]),
+                Phase::Recovering,
+                Some(Awaiting::End),
+                Err(NotNow::NotAccepted(CheckId::Target)),
+            ),
+            (
+                promote(&[CheckId::WalGap]),
+                Phase::Restoring,
+                Some(Awaiting::Gap),
+                Err(NotNow::Phase(Phase::Restoring)),
+            ),
+        ];
+        for (steer, phase, awaiting, expect) in cases {
+            assert_eq!(steer.allowed(phase, awaiting), expect, "{steer:?} {phase} {awaiting:?}");
+        }
+        let text = NotNow::NotAccepted(CheckId::WalGap).to_string();
+        assert!(text.contains("wal-gap"), "{text}");
+    }
+
+    #[test]
+    fn forward_only_when_certain() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let time = |second| RecoveryTarget::Time { value: at(second), exclusive: false };
+        let lsn = |value| RecoveryTarget::Lsn { value: Lsn::new(value), exclusive: false };
+        let name = RecoveryTarget::Name { value: "p".parse().unwrap() };
+        let to = |target: &RecoveryTarget, timeline: u32| NewTarget {
+            target: target.clone(),
+            on_reached: OnReached::Pause,
+            pinned: Pinned {
+                set: "20261120-101500F".parse().unwrap(),
+                repo: RepoKey::FIRST,
+                timeline: Timeline::try_from(timeline).unwrap(),
+                wal_end: None,
+                plan: String::new(),
+            },
+        };
+        let replayed = Some(Lsn::new(500));
+        for (old, new, timeline, expect) in [
+            (time(10), time(11), 3, true),
+            (time(10), time(10), 3, true),
+            (time(10), time(9), 3, false),
+            (time(10), time(11), 2, false),
+            (time(10), RecoveryTarget::Latest, 3, true),
+            (time(10), lsn(500), 3, true),
+            (time(10), lsn(499), 3, false),
+            (time(10), name.clone(), 3, false),
+            (RecoveryTarget::Immediate, name, 3, true),
+            (RecoveryTarget::Latest, time(11), 3, false),
+        ] {
+            let journal = Journal { target: old.clone(), ..journal(Phase::Verified) };
+            assert_eq!(journal.is_forward(&to(&new, timeline), replayed), expect, "{old} {new}");
+        }
+        let mut moved = journal(Phase::Verified);
+        moved.retarget(to(&time(11), 2));
+        assert_eq!((moved.target, moved.on_reached), (time(11), OnReached::Pause));
     }
 
     #[test]

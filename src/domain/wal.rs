@@ -174,6 +174,16 @@ impl SegmentSize {
         self.0
     }
 
+    /// The size with which a position is in the segment of this name; `None` when none fits. That is
+    /// how the size of a lost cluster is known.
+    pub fn infer(name: &str, lsn: Lsn) -> Option<Self> {
+        let mut sizes = (20..=30).map(|power| Self(1 << power));
+        sizes.find(|size| {
+            let segment = WalSegment::parse(name, *size);
+            segment.is_ok_and(|s| WalSegment::containing(s.timeline, lsn, *size) == s)
+        })
+    }
+
     /// Segments per 4 GiB, the unit that the middle eight digits of a name count.
     const fn per_id(self) -> u64 {
         (1 << 32) / self.0
@@ -407,6 +417,15 @@ mod tests {
         let big = WalSegment::parse("000000010000000500000003", SegmentSize::MAX).unwrap();
         assert_eq!(big.next().unwrap().to_string(), "000000010000000600000000");
         assert_eq!(serde_json::to_string(&held).unwrap(), "\"000000010000000000000002\"");
+    }
+
+    #[test]
+    fn the_size_is_told_by_a_position() {
+        let lsn = |text: &str| text.parse::<Lsn>().unwrap();
+        let infer = |name, at| SegmentSize::infer(name, lsn(at)).map(SegmentSize::get);
+        assert_eq!(infer("000000010000000000000002", "0/2000028"), Some(16 << 20));
+        assert_eq!(infer("000000010000000000000020", "0/2000028"), Some(1 << 20));
+        assert_eq!(infer("000000010000000000000009", "0/2000028"), None);
     }
 
     fn sizes() -> impl Strategy<Value = SegmentSize> {

@@ -1,12 +1,15 @@
 //! `/api/v1`: one file per resource, its request and response structs beside its handlers.
 
+pub(super) mod audit;
 pub(super) mod backups;
 pub(super) mod events;
 pub mod jobs;
+pub(super) mod plans;
 pub(super) mod processes;
 pub(super) mod restores;
 pub(super) mod stanzas;
 pub(super) mod version;
+pub(super) mod wal;
 
 use std::time::Duration;
 

@@ -7,9 +7,14 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::domain::JobId;
+use crate::domain::plan::Unreachable;
+use crate::domain::plan::check::Check;
+use crate::domain::restore::NotNow;
 use crate::domain::words::words;
 use crate::jobs::Denied;
 use crate::jobs::catalog::Unavailable;
+use crate::jobs::plans::{PlanError, Stale};
+use crate::jobs::wal::WalError;
 use crate::postgres::supervisor::Refusal;
 use crate::store::StoreError;
 
@@ -52,6 +57,24 @@ words! {
         PostgresFenced = "postgres-fenced",
         /// Headrest does not supervise this server.
         PostgresNotSupervised = "postgres-not-supervised",
+        /// The target of a restore cannot be reached.
+        TargetOutsideWindow = "target-outside-window",
+        /// The target is before the end of the backup, or of every backup.
+        TargetBeforeBackup = "target-before-backup",
+        /// A check of the plan failed that was not, or cannot be, accepted.
+        RestoreRefused = "restore-refused",
+        /// What would be restored does not fit on the disk.
+        InsufficientSpace = "insufficient-space",
+        /// There is no such plan any more.
+        PlanExpired = "plan-expired",
+        /// Something has changed since the plan was made.
+        PlanStale = "plan-stale",
+        /// The restore does not wait for this decision.
+        RestoreNotWaiting = "restore-not-waiting",
+        /// There is nothing to undo.
+        NothingToUndo = "nothing-to-undo",
+        /// The name of a restore point is taken.
+        RestorePointExists = "restore-point-exists",
         /// A destructive request without its confirmation.
         ConfirmationRequired = "confirmation-required",
         /// A field or parameter that cannot be taken.
@@ -100,12 +123,21 @@ impl ErrorCode {
             | Self::PostgresStopped
             | Self::PostgresFenced
             | Self::PostgresNotSupervised
+            | Self::RestoreRefused
+            | Self::PlanExpired
+            | Self::PlanStale
+            | Self::RestoreNotWaiting
+            | Self::NothingToUndo
+            | Self::RestorePointExists
             | Self::IdempotencyInProgress => StatusCode::CONFLICT,
+            Self::InsufficientSpace => StatusCode::INSUFFICIENT_STORAGE,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::ConfirmationRequired | Self::InvalidField | Self::IdempotencyMismatch => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            Self::ConfirmationRequired
+            | Self::InvalidField
+            | Self::TargetOutsideWindow
+            | Self::TargetBeforeBackup
+            | Self::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::RepositoryUnavailable | Self::PostgresUnavailable | Self::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -134,6 +166,15 @@ impl ErrorCode {
             Self::PostgresStopped => "PostgreSQL is not running",
             Self::PostgresFenced => "A restore holds PostgreSQL",
             Self::PostgresNotSupervised => "PostgreSQL is not supervised by Headrest",
+            Self::TargetOutsideWindow => "The target cannot be reached",
+            Self::TargetBeforeBackup => "The target is before the end of the backup",
+            Self::RestoreRefused => "The restore cannot go well",
+            Self::InsufficientSpace => "There is not enough space",
+            Self::PlanExpired => "The plan is gone",
+            Self::PlanStale => "Something has changed since the plan was made",
+            Self::RestoreNotWaiting => "The restore does not wait for this",
+            Self::NothingToUndo => "There is nothing to undo",
+            Self::RestorePointExists => "The name is taken",
             Self::ConfirmationRequired => "This destroys data and must be confirmed",
             Self::InvalidField => "A field or parameter cannot be taken",
             Self::IdempotencyMismatch => "The key was used for another request",
@@ -159,6 +200,37 @@ pub(crate) struct Problem {
     pub(crate) job: Option<JobId>,
     pub(crate) field: Option<String>,
     pub(crate) retry_after_s: Option<u32>,
+    pub(crate) nearest: Option<String>,
+    pub(crate) checks: Vec<CheckView>,
+}
+
+/// A check of a restore plan.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = PlanCheck)]
+pub(crate) struct CheckView {
+    /// lane-free, no-orphan-workers, repository, other-system, target, wal-gap, pgdata,
+    /// owned-entries, wal-loss, space, layout, configuration-files, databases or
+    /// pgbackrest-version.
+    #[schema(example = "wal-gap")]
+    pub(crate) id: &'static str,
+    /// pass, warn or fail.
+    #[schema(example = "pass")]
+    pub(crate) verdict: &'static str,
+    /// Whether its failure may be taken upon oneself, with `accept`.
+    pub(crate) acceptable: bool,
+    /// Why.
+    pub(crate) detail: String,
+}
+
+impl From<&Check> for CheckView {
+    fn from(check: &Check) -> Self {
+        Self {
+            id: check.id.as_str(),
+            verdict: check.verdict.as_str(),
+            acceptable: check.id.is_acceptable(),
+            detail: check.detail.clone(),
+        }
+    }
 }
 
 pub(crate) type Outcome<T> = Result<T, Problem>;
@@ -193,6 +265,13 @@ pub(crate) struct ProblemBody {
     /// The field or parameter that cannot be taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
+    /// The nearest moment, position or transaction that can be restored to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "2026-11-20T10:00:00Z")]
+    nearest: Option<String>,
+    /// The checks that refuse a restore.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    checks: Vec<CheckView>,
 }
 
 impl Problem {
@@ -204,6 +283,8 @@ impl Problem {
             job: None,
             field: None,
             retry_after_s: None,
+            nearest: None,
+            checks: Vec::new(),
         }
     }
 
@@ -232,6 +313,8 @@ impl Problem {
             hints: self.hints,
             job: self.job.map(|id| format!("/api/v1/jobs/{id}")),
             field: self.field,
+            nearest: self.nearest,
+            checks: self.checks,
         };
         let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
@@ -280,8 +363,90 @@ impl From<Denied> for Problem {
                 "Stop the server, run `pgbackrest restore` by hand and start it, or let Headrest \
                  supervise it.",
             ),
+            Denied::NoRestore(job) => {
+                Self { job: Some(job), ..Self::new(ErrorCode::RestoreNotWaiting, detail) }
+            }
+            Denied::NotNow { job, why } => {
+                let problem =
+                    Self { job: Some(job), ..Self::new(ErrorCode::RestoreNotWaiting, detail) };
+                match why {
+                    NotNow::NotAccepted(check) => {
+                        problem.hint(format!("Send \"accept\": [\"{check}\"]."))
+                    }
+                    NotNow::Phase(_) | NotNow::NotConsistent => problem,
+                }
+            }
+            Denied::NotWritten(_) => Self::new(ErrorCode::Internal, detail),
             Denied::ShuttingDown => Self::new(ErrorCode::ShuttingDown, detail),
             Denied::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<PlanError> for Problem {
+    fn from(error: PlanError) -> Self {
+        let detail = error.to_string();
+        match error {
+            PlanError::NotSupervised(stanza) => Denied::NotSupervised(stanza).into(),
+            PlanError::Unavailable(_) => Self::new(ErrorCode::RepositoryUnavailable, detail),
+            PlanError::Refused(refusal) => refusal.into(),
+            PlanError::Journal(_) => {
+                tracing::error!("{detail}");
+                Self::new(ErrorCode::Internal, "the restore journal cannot be read; see the log")
+            }
+            PlanError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<Unreachable> for Problem {
+    fn from(refusal: Unreachable) -> Self {
+        let detail = refusal.to_string();
+        let nearest = refusal.nearest().map(|moment| moment.to_string());
+        let (code, field) = match refusal {
+            Unreachable::NoBackup | Unreachable::NoBackupInRepo(_) => {
+                (ErrorCode::NoSuchBackup, None)
+            }
+            Unreachable::NoSuchSet(_) => (ErrorCode::NoSuchBackup, Some("set")),
+            Unreachable::SetOffBranch { .. } => (ErrorCode::TargetOutsideWindow, Some("set")),
+            Unreachable::SetTooLate { .. } | Unreachable::BeforeFirstBackup { .. } => {
+                (ErrorCode::TargetBeforeBackup, Some("target"))
+            }
+            Unreachable::InFuture { .. }
+            | Unreachable::PastEnd { .. }
+            | Unreachable::UnknownPlace(_) => (ErrorCode::TargetOutsideWindow, Some("target")),
+            Unreachable::UnknownTimeline(_) => (ErrorCode::TargetOutsideWindow, Some("timeline")),
+        };
+        Self { nearest, field: field.map(str::to_owned), ..Self::new(code, detail) }
+            .hint("GET /api/v1/stanzas/STANZA/recovery-window says what can be restored to.")
+    }
+}
+
+impl From<Stale> for Problem {
+    fn from(stale: Stale) -> Self {
+        let detail = stale.to_string();
+        let again = "POST /api/v1/stanzas/STANZA/restore-plans";
+        match stale {
+            Stale::Expired(_) => Self::new(ErrorCode::PlanExpired, detail).hint(again),
+            Stale::Changed(..) => Self::new(ErrorCode::PlanStale, detail).hint(again),
+            Stale::Plan(error) => error.into(),
+        }
+    }
+}
+
+impl From<WalError> for Problem {
+    fn from(error: WalError) -> Self {
+        let detail = error.to_string();
+        match error {
+            WalError::NotSupervised(stanza) => Denied::NotSupervised(stanza).into(),
+            WalError::NotReady(_) | WalError::Query(_) => {
+                Self::new(ErrorCode::PostgresUnavailable, detail)
+            }
+            WalError::PointExists(_) => Self {
+                field: Some("name".to_owned()),
+                ..Self::new(ErrorCode::RestorePointExists, detail)
+            },
+            WalError::Store(error) => error.into(),
         }
     }
 }

@@ -8,7 +8,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::api::{backups, events, jobs, processes, restores, stanzas, version};
+use super::api::{audit, backups, events, jobs, plans, processes, restores, stanzas, version, wal};
 use super::middleware::{etag, guard, idempotency, outermost};
 use super::problem::{ErrorCode, Problem};
 use super::state::AppState;
@@ -25,9 +25,18 @@ pub(super) fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(stanzas::check))
         .routes(routes!(backups::list, backups::create))
         .routes(routes!(backups::show))
+        .routes(routes!(wal::window))
+        .routes(routes!(wal::show))
+        .routes(routes!(wal::switch))
+        .routes(routes!(wal::points, wal::create_point))
+        .routes(routes!(plans::create))
         .routes(routes!(restores::create))
         .routes(routes!(restores::list))
         .routes(routes!(restores::show))
+        .routes(routes!(restores::promote))
+        .routes(routes!(restores::retarget))
+        .routes(routes!(restores::abandon))
+        .routes(routes!(restores::undo))
         .routes(routes!(jobs::list))
         .routes(routes!(jobs::show))
         .routes(routes!(jobs::cancel))
@@ -41,6 +50,7 @@ pub(super) fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(processes::stop))
         .routes(routes!(processes::restart))
         .routes(routes!(processes::reload))
+        .routes(routes!(audit::list))
 }
 
 /// The probes, with their documentation.
@@ -60,6 +70,7 @@ fn short_routes() -> Router<AppState> {
         .route("/backup/incr", get(short::incr).post(short::incr))
         .route("/restore/delta", get(short::restore).post(short::restore))
         .route("/restore/time/latest", get(short::restore).post(short::restore))
+        .route("/restore/db", get(short::restore_db).post(short::restore_db))
         .route("/create", get(short::create).post(short::create))
 }
 

@@ -9,19 +9,19 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::api::jobs::{as_text, describe, log_lines};
-use super::api::restores::confirmed;
+use super::api::restores::{confirmed, plan, spec_of};
 use super::auth::Caller;
 use super::extract::{Query, find_stanza};
 use super::middleware::guard::accepts_html;
 use super::problem::{ErrorCode, Outcome, Problem};
 use super::state::AppState;
 use crate::config::ShortRoutes;
-use crate::domain::job::{
-    BackupOptions, BackupSpec, JobSpec, JobState, OnConflict, RestoreSpec, Trigger,
-};
-use crate::domain::recovery::RecoveryTarget;
-use crate::domain::{Annotations, BackupType, StanzaName};
+use crate::domain::job::{BackupOptions, BackupSpec, JobSpec, JobState, OnConflict, Trigger};
+use crate::domain::plan::Wish;
+use crate::domain::recovery::{OnReached, RecoveryTarget};
+use crate::domain::{Annotations, BackupType, DatabaseName, StanzaName};
 use crate::jobs::Submission;
+use crate::jobs::plans::PlanRequest;
 
 /// Where they live.
 pub(super) const PREFIX: &str = "/pgBackRest";
@@ -39,6 +39,8 @@ pub(super) struct ShortQuery {
     stanza: Option<String>,
     /// The stanza again, for what destroys data.
     confirm: Option<String>,
+    /// The database, where one is restored alone.
+    db: Option<String>,
 }
 
 impl ShortQuery {
@@ -94,15 +96,19 @@ pub(super) async fn create(context: Short) -> Outcome<Response> {
 
 /// In-place delta restore to the latest state.
 pub(super) async fn restore(context: Short) -> Outcome<Response> {
-    let stanza = context.query.stanza(&context.state)?;
-    let trusting = context.state.short_routes == ShortRoutes::Trusting;
-    if context.method == Method::GET && !trusting {
-        confirmed(stanza.as_str(), context.query.confirm.as_deref()).map_err(|problem| {
-            Problem { hints: vec![format!("Add ?confirm={stanza} to the address.")], ..problem }
-        })?;
+    if context.query.db.is_some() {
+        return Err(Problem::field("db", "is for /restore/db alone"));
     }
-    let spec = RestoreSpec { stanza, target: RecoveryTarget::Latest, backup_after: true };
-    context.run(JobSpec::Restore(spec), OnConflict::Cancel).await
+    context.restore(Vec::new()).await
+}
+
+/// The same of one database; the others become unusable and must be dropped.
+pub(super) async fn restore_db(context: Short) -> Outcome<Response> {
+    let name = context.query.db.as_deref();
+    let name = name.ok_or_else(|| Problem::field("db", "is missing: ?db=NAME"))?;
+    let name = name.parse::<DatabaseName>();
+    let name = name.map_err(|error| Problem::field("db", error.to_string()))?;
+    context.restore(vec![name]).await
 }
 
 /// What a short route that starts a job needs.
@@ -136,6 +142,24 @@ impl axum::extract::FromRequestParts<AppState> for Short {
 }
 
 impl Short {
+    async fn restore(self, databases: Vec<DatabaseName>) -> Outcome<Response> {
+        let stanza = self.query.stanza(&self.state)?;
+        let trusting = self.state.short_routes == ShortRoutes::Trusting;
+        if self.method == Method::GET && !trusting {
+            confirmed(stanza.as_str(), self.query.confirm.as_deref()).map_err(|problem| {
+                Problem { hints: vec![format!("Add ?confirm={stanza} to the address.")], ..problem }
+            })?;
+        }
+        let request = PlanRequest {
+            wish: Wish { target: RecoveryTarget::Latest, set: None, repo: None, timeline: None },
+            on_reached: OnReached::Promote,
+            databases,
+            accept: Vec::new(),
+        };
+        let plan = plan(&self.state, &stanza, request, OnConflict::Cancel).await?;
+        self.run(JobSpec::Restore(spec_of(&plan)), OnConflict::Cancel).await
+    }
+
     async fn backup(self, backup_type: BackupType) -> Outcome<Response> {
         let stanza = self.query.stanza(&self.state)?;
         let spec = BackupSpec {

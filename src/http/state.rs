@@ -1,5 +1,6 @@
 //! What handlers share.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
@@ -7,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::auth::Auth;
 use crate::config::ShortRoutes;
 use crate::domain::StanzaName;
-use crate::jobs::{Catalog, JobsHandle};
+use crate::jobs::{Catalog, JobsHandle, Planner, Wal};
 use crate::pgbackrest::version::Version;
 use crate::postgres::supervisor::PostgresHandle;
 use crate::pulse::Pulses;
@@ -24,6 +25,12 @@ pub struct Shared {
     pub jobs: JobsHandle,
     /// The server.
     pub postgres: PostgresHandle,
+    /// Restore plans, and what can be restored to.
+    pub planner: Planner,
+    /// The server's WAL.
+    pub wal: Wal,
+    /// Where the socket of a fenced server is.
+    pub fence_dir: Option<PathBuf>,
     /// What the repositories hold.
     pub catalog: Catalog,
     /// History, to be read only.

@@ -54,7 +54,7 @@ pub async fn look_back(
     }
     let mut found = Found::default();
     if let Some(side) = side
-        && let Some(journal) = journals.read(&side.stanza)?
+        && let Some(journal) = journal_of(store, journals, side).await?
     {
         found = unfinished_restore(store, journals, side, journal, &unfinished).await?;
     }
@@ -66,6 +66,33 @@ pub async fn look_back(
     }
     settle_keys(store).await?;
     Ok(found)
+}
+
+/// The restore journal; from its copy in the history when its file is gone.
+async fn journal_of(
+    store: &Store,
+    journals: &Journals,
+    side: &ServerSide,
+) -> Result<Option<Journal>, BootError> {
+    let read = journals.read(&side.stanza)?;
+    if read.is_some() {
+        return Ok(read);
+    }
+    let newest = store.kept_journals(side.stanza.clone(), 1).await?.into_iter().next();
+    let Some(copy) = newest.filter(|copy| !copy.phase.is_over()) else { return Ok(None) };
+    let sound = matches!(pgdata::content(&side.data_dir), Ok(pgdata::Content::Cluster(_)))
+        && !pgdata::recovers(&side.data_dir);
+    if copy.phase == Phase::NeedsOperator && sound {
+        // Somebody has mended PGDATA and moved the journal away, as it says there.
+        return Ok(None);
+    }
+    tracing::error!(
+        job.id = %copy.id, restore.phase = %copy.phase,
+        "the restore journal is gone; its copy in the history says that restore {} was in phase {}",
+        copy.id, copy.phase
+    );
+    journals.write(&copy)?;
+    Ok(Some(copy))
 }
 
 async fn unfinished_restore(
@@ -111,6 +138,7 @@ async fn unfinished_restore(
             journal.phase = Phase::Aborted;
             journal.written_at = clock::now();
             journals.write(&journal)?;
+            store.keep_journal(journal).await?;
             Ok(Found::default())
         }
         BootAction::StayDown => Ok(Found { resume: None, fenced_by: Some(id) }),
@@ -130,9 +158,11 @@ async fn unfinished_restore(
 async fn adopt(store: &Store, journal: &Journal) -> Result<Job, StoreError> {
     let now = clock::now();
     let spec = JobSpec::Restore(RestoreSpec {
-        stanza: journal.stanza.clone(),
-        target: journal.target.clone(),
-        backup_after: true,
+        on_reached: journal.on_reached,
+        databases: journal.databases.clone(),
+        accept: journal.accept.clone(),
+        undoes: journal.undoes,
+        ..RestoreSpec::new(journal.stanza.clone(), journal.target.clone())
     });
     let trigger = Trigger::Event("restore-journal".to_owned());
     let known = store.job(journal.id).await?.is_some();

@@ -52,7 +52,7 @@ pub struct Unavailable {
 }
 
 impl Unavailable {
-    fn new(reason: impl Into<String>) -> Self {
+    pub(super) fn new(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), since: None }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::archive::Archives;
 use super::catalog::Catalog;
 use super::journal::Journals;
 use crate::domain::StanzaName;
@@ -34,6 +35,12 @@ pub struct ServerSide {
     pub user_options: UserOptions,
     /// How long stopping it may take, all rungs together.
     pub stop_patience: std::time::Duration,
+    /// How often a commit is made of which time and place are noted; zero for never.
+    pub heartbeat: std::time::Duration,
+    /// `restore_command` for history files alone.
+    pub histories_only: String,
+    /// Where the socket of a fenced server is.
+    pub fence_dir: PathBuf,
 }
 
 /// What carrying out a job needs; clones share it.
@@ -45,6 +52,8 @@ pub struct Context {
     pub version: Option<Version>,
     /// What the repositories hold.
     pub catalog: Catalog,
+    /// What their archives have.
+    pub archives: Archives,
     /// The server.
     pub postgres: PostgresHandle,
     /// Its side, when it is supervised.

@@ -109,6 +109,16 @@ impl Journals {
         self.directory.join(format!("{}-{}-wal", journal.stanza, journal.id))
     }
 
+    /// Every directory with kept WAL of a stanza.
+    pub fn kept_wal_dirs(&self, stanza: &StanzaName) -> Vec<PathBuf> {
+        let ours = |name: &str| name.starts_with(&format!("{stanza}-")) && name.ends_with("-wal");
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let named = entries.filter(|entry| entry.file_name().to_str().is_some_and(ours));
+        // "main-2-…" is of another stanza than "main"; an id has 36 characters.
+        let length = stanza.as_str().len() + 1 + 36 + 4;
+        named.filter(|e| e.file_name().len() == length).map(|entry| entry.path()).collect()
+    }
+
     /// Tries to take the lock that every `pgbackrest restore` of this stanza, and its workers,
     /// hold as an open descriptor. `None` means that one of them still lives.
     pub fn try_lock(&self, stanza: &StanzaName) -> Result<Option<OwnedFd>, JournalError> {

@@ -19,7 +19,7 @@ use crate::domain::job::{
     Admission, Job, JobEvent, JobId, JobKind, JobSpec, JobState, OnConflict, Outcome, Trigger,
     admit,
 };
-use crate::domain::restore::{BootAction, Journal, Phase};
+use crate::domain::restore::{Awaiting, BootAction, Journal, NotNow, Phase, Steer};
 use crate::pulse::Pulse;
 use crate::store::{Store, StoreError};
 
@@ -83,6 +83,20 @@ pub enum Denied {
     /// Restores need a server that Headrest can stop and start.
     #[error("Headrest does not supervise the PostgreSQL server of stanza {0}")]
     NotSupervised(StanzaName),
+    /// The job is no restore, or one that has ended: it cannot be steered.
+    #[error("job {0} is no restore that is under way")]
+    NoRestore(JobId),
+    /// The restore does not wait for that.
+    #[error("restore {job}: {why}")]
+    NotNow {
+        /// The restore.
+        job: JobId,
+        /// Why.
+        why: NotNow,
+    },
+    /// A decision that could not be made durable is not carried out.
+    #[error("the decision could not be written down, so it was not carried out: {0}")]
+    NotWritten(String),
     /// Headrest is stopping.
     #[error("Headrest is stopping")]
     ShuttingDown,
@@ -104,8 +118,21 @@ enum Command {
     Submit(Box<Submission>, oneshot::Sender<Result<Job, Denied>>),
     Resume(Box<(Job, Journal, BootAction)>),
     Cancel(JobId, String, oneshot::Sender<Result<Job, Denied>>),
-    /// A restore goes into this phase; answered when a cancel is judged by it.
-    Phase(JobId, Phase, oneshot::Sender<()>),
+    /// Handed on to the restore, which answers.
+    Steer(JobId, Box<SteerOrder>),
+    /// A restore goes into this phase and waits for this; answered when a cancel is judged by it.
+    Phase(JobId, Phase, Option<Awaiting>, oneshot::Sender<()>),
+}
+
+/// Somebody's decision about a restore that waits.
+#[derive(Debug)]
+pub(super) struct SteerOrder {
+    /// What.
+    pub(super) steer: Steer,
+    /// Who.
+    pub(super) by: String,
+    /// Answered once it is written in the journal, or refused.
+    pub(super) reply: oneshot::Sender<Result<(), Denied>>,
 }
 
 /// A handle to the queue; clones share it.
@@ -159,6 +186,17 @@ impl JobsHandle {
         answer.await.map_err(|_| Denied::ShuttingDown)?
     }
 
+    /// Decides about a restore that waits. Answers the job as it stands once the decision is
+    /// written down.
+    pub async fn steer(&self, job: JobId, steer: Steer, by: &str) -> Result<Job, Denied> {
+        let (reply, answer) = oneshot::channel();
+        let order = Box::new(SteerOrder { steer, by: by.to_owned(), reply });
+        self.commands.send(Command::Steer(job, order)).await.map_err(|_| Denied::ShuttingDown)?;
+        // A restore that ends or goes on in this very moment answers nothing.
+        answer.await.map_err(|_| Denied::NoRestore(job))??;
+        self.store.job(job).await?.ok_or(Denied::NoSuchJob(job))
+    }
+
     /// Waits for a job's end. Cancel safe; the job goes on when nobody waits.
     pub async fn finished(&self, id: JobId) -> Result<Job, Denied> {
         let mut events = self.events.clone();
@@ -193,6 +231,9 @@ struct Lane {
 struct Running {
     job: Job,
     cancel: CancellationToken,
+    /// What a restore waits for.
+    awaiting: Option<Awaiting>,
+    steer: mpsc::Sender<SteerOrder>,
 }
 
 struct Queue {
@@ -245,10 +286,12 @@ impl Queue {
                 let (job, journal, action) = *resumed;
                 self.start(job, Some((journal, action))).await;
             }
-            Command::Phase(id, phase, known) => {
+            Command::Steer(id, order) => self.steer(id, *order).await,
+            Command::Phase(id, phase, awaiting, known) => {
                 for lane in self.lanes.values_mut() {
                     if let Some(running) = lane.running.as_mut().filter(|r| r.job.id == id) {
                         running.job.restore_phase = Some(phase);
+                        running.awaiting = awaiting;
                     }
                 }
                 let _ = known.send(());
@@ -294,6 +337,11 @@ impl Queue {
             job.id = %job.id, job.kind = %job.spec.kind(), stanza.name = %stanza, by = %job.by,
             "accepted {} job {} for stanza {stanza}", job.spec.kind(), job.id
         );
+        if let JobSpec::Restore(restore) = &job.spec {
+            let accept: Vec<&str> = restore.accept.iter().map(|id| id.as_str()).collect();
+            let detail = format!("job {}, to {}, accepting {accept:?}", job.id, restore.target);
+            self.audit(&job.by, "restore.begin", stanza.to_string(), detail).await?;
+        }
         let lane = self.lanes.entry(stanza).or_default();
         if lane.running.is_none() {
             return Ok(self.start(job, None).await);
@@ -342,6 +390,58 @@ impl Queue {
         }
     }
 
+    /// Hands a decision on to the restore, unless it is plain that it waits for nothing like that.
+    async fn steer(&mut self, id: JobId, order: SteerOrder) {
+        let running = self.lanes.values().filter_map(|lane| lane.running.as_ref());
+        let Some(running) = running
+            .into_iter()
+            .find(|running| running.job.id == id && running.job.spec.kind() == JobKind::Restore)
+        else {
+            let known = self.context.store.job(id).await;
+            let denied = match known {
+                Ok(Some(_)) => Denied::NoRestore(id),
+                Ok(None) => Denied::NoSuchJob(id),
+                Err(error) => error.into(),
+            };
+            let _ = order.reply.send(Err(denied));
+            return;
+        };
+        let phase = running.job.restore_phase.unwrap_or(Phase::Accepted);
+        if let Err(why) = order.steer.allowed(phase, running.awaiting) {
+            let _ = order.reply.send(Err(Denied::NotNow { job: id, why }));
+            return;
+        }
+        let detail = format!("{:?}", order.steer);
+        let (by, to) = (order.by.clone(), running.steer.clone());
+        let action = match &order.steer {
+            Steer::Promote { .. } => "restore.promote",
+            Steer::Retarget(_) => "restore.retarget",
+            Steer::Abandon(_) => "restore.abandon",
+        };
+        if let Err(error) = self.audit(&by, action, id.to_string(), detail).await {
+            let _ = order.reply.send(Err(error.into()));
+            return;
+        }
+        if let Err(refused) = to.try_send(order) {
+            let order = match refused {
+                mpsc::error::TrySendError::Full(order)
+                | mpsc::error::TrySendError::Closed(order) => order,
+            };
+            let _ = order.reply.send(Err(Denied::NoRestore(id)));
+        }
+    }
+
+    async fn audit(
+        &self,
+        by: &str,
+        action: &'static str,
+        subject: String,
+        detail: String,
+    ) -> Result<(), StoreError> {
+        tracing::info!(by, action, subject, "{action} of {subject} by {by}: {detail}");
+        self.context.store.audit(clock::now(), by.to_owned(), action, subject, detail).await
+    }
+
     /// Gives a job its lane. Its row says so before its work begins.
     async fn start(&mut self, mut job: Job, resume: Option<(Journal, BootAction)>) -> Job {
         if job.state == JobState::Queued {
@@ -353,12 +453,13 @@ impl Queue {
             tracing::error!(job.id = %job.id, "cannot note that a job starts: {error}");
         }
         let cancel = CancellationToken::new();
+        let (steer, steering) = mpsc::channel(1);
         let work = carry_out(
             self.context.clone(),
             job.clone(),
             resume,
             cancel.clone(),
-            PhaseTeller { job: job.id, to: self.own.clone() },
+            Helm { phases: PhaseTeller { job: job.id, to: self.own.clone() }, steering },
         );
         let (lane, id) = (stanza.clone(), job.id);
         self.work.spawn(async move {
@@ -373,7 +474,8 @@ impl Queue {
             };
             (lane, id, ended)
         });
-        self.lanes.entry(stanza).or_default().running = Some(Running { job: job.clone(), cancel });
+        self.lanes.entry(stanza).or_default().running =
+            Some(Running { job: job.clone(), cancel, awaiting: None, steer });
         job
     }
 
@@ -443,10 +545,16 @@ pub(super) struct PhaseTeller {
     to: mpsc::Sender<Command>,
 }
 
+/// What connects a restore with the queue: its phases go one way, decisions the other.
+pub(super) struct Helm {
+    pub(super) phases: PhaseTeller,
+    pub(super) steering: mpsc::Receiver<SteerOrder>,
+}
+
 impl PhaseTeller {
-    pub(super) async fn tell(&self, phase: Phase) {
+    pub(super) async fn tell(&self, phase: Phase, awaiting: Option<Awaiting>) {
         let (known, wait) = oneshot::channel();
-        if self.to.send(Command::Phase(self.job, phase, known)).await.is_ok() {
+        if self.to.send(Command::Phase(self.job, phase, awaiting, known)).await.is_ok() {
             // The queue is gone only when Headrest is.
             let _ = wait.await;
         }
@@ -458,7 +566,7 @@ async fn carry_out(
     job: Job,
     resume: Option<(Journal, BootAction)>,
     cancel: CancellationToken,
-    phases: PhaseTeller,
+    helm: Helm,
 ) -> Ended {
     let mut recorder = Recorder::new(job.id, context.store.clone(), context.wake.clone());
     let ended = match &job.spec {
@@ -472,7 +580,7 @@ async fn carry_out(
                 Some((journal, action)) => Begin::Resume(Box::new(journal), action),
                 None => Begin::Fresh { id: job.id, by: job.by.clone() },
             };
-            restore::run(&context, spec, begin, &mut recorder, &cancel, &phases).await
+            restore::run(&context, spec, begin, &mut recorder, &cancel, helm).await
         }
     };
     let done = matches!(ended.outcome, Some(Outcome::Succeeded | Outcome::Warned));

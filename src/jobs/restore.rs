@@ -6,6 +6,8 @@
 
 mod prepare;
 mod recover;
+mod settle;
+mod steer;
 mod wal;
 
 use std::time::Duration;
@@ -15,7 +17,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, ServerSide};
-use super::queue::PhaseTeller;
+use super::queue::Helm;
 use super::recorder::Recorder;
 use super::worker::{self, Ended, problem};
 use crate::clock;
@@ -71,12 +73,23 @@ enum Stop {
     Finished(JobError),
 }
 
+/// What a restore that has touched PGDATA does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Copy the files.
+    Restore,
+    /// Start the server fenced and follow it.
+    Recover,
+    /// Give the server back.
+    Unfence,
+}
+
 struct Run<'a> {
     context: &'a Context,
     side: &'a ServerSide,
     recorder: &'a mut Recorder,
     cancel: &'a CancellationToken,
-    phases: &'a PhaseTeller,
+    helm: Helm,
     journal: Journal,
     result: RestoreResult,
     /// Where recovery began, for progress.
@@ -93,7 +106,7 @@ pub(super) async fn run(
     begin: Begin,
     recorder: &mut Recorder,
     cancel: &CancellationToken,
-    phases: &PhaseTeller,
+    helm: Helm,
 ) -> Ended {
     let Some(side) = context.server.as_ref() else {
         let message = "Headrest does not supervise the server of this stanza";
@@ -102,7 +115,7 @@ pub(super) async fn run(
     let (journal, action) = match begin {
         Begin::Resume(journal, action) => (*journal, Some(action)),
         Begin::Fresh { id, by } => {
-            match prepare::plan(context, side, spec, id, by, recorder).await {
+            match prepare::journal(context, side, spec, id, by, recorder).await {
                 Ok(journal) => (journal, None),
                 Err(error) => return Ended::failed(error),
             }
@@ -118,7 +131,7 @@ pub(super) async fn run(
         side,
         recorder,
         cancel,
-        phases,
+        helm,
         journal,
         result,
         first_replayed: None,
@@ -137,20 +150,34 @@ impl Run<'_> {
     /// none of the phases in which it counts as intact may stand in the journal.
     async fn take_over(&mut self) -> Result<(), Stop> {
         self.journal.phase = Phase::NeedsOperator;
-        self.write_journal().map_err(Stop::NeedsOperator)?;
-        self.phases.tell(Phase::NeedsOperator).await;
+        self.write_journal().await.map_err(Stop::NeedsOperator)?;
+        self.helm.phases.tell(Phase::NeedsOperator, None).await;
         self.order(Order::RaiseFence).await.map_err(|refusal| self.refused(&refusal))?;
         self.end_stray_server(false).await?;
         self.stop_server().await?;
-        self.restore_files().await
+        self.drive(Next::Restore).await
+    }
+
+    /// From the moment PGDATA is touched to the end, with the ways back.
+    async fn drive(&mut self, mut next: Next) -> Result<(), Stop> {
+        loop {
+            next = match next {
+                Next::Restore => {
+                    self.restore_files().await?;
+                    Next::Recover
+                }
+                Next::Recover => self.recover().await?,
+                Next::Unfence => return self.unfence().await,
+            };
+        }
     }
 
     async fn begin(&mut self) -> Result<(), Stop> {
         if self.journal.inherited_from.is_some() {
             return self.take_over().await;
         }
-        self.write_journal().map_err(Stop::Aborted)?;
-        self.phases.tell(Phase::Accepted).await;
+        self.write_journal().await.map_err(Stop::Aborted)?;
+        self.helm.phases.tell(Phase::Accepted, None).await;
         self.recorder.phase(Phase::Accepted).await;
         self.order(Order::RaiseFence).await.map_err(|refusal| self.refused(&refusal))?;
 
@@ -162,38 +189,39 @@ impl Run<'_> {
         self.enter(Phase::SafePoint).await?;
         self.safe_point().await;
 
+        self.journal.stopped_at = Some(clock::now());
         self.enter(Phase::Stopping).await?;
         self.stop_server().await?;
 
         self.enter(Phase::Draining).await?;
         self.drain().await?;
-        self.restore_files().await
+        self.drive(Next::Restore).await
     }
 
     async fn resume(&mut self, action: BootAction) -> Result<(), Stop> {
         let text = format!("Headrest was started again during phase {}", self.journal.phase);
         self.recorder.say(Level::Warn, text).await;
-        self.phases.tell(self.journal.phase).await;
+        self.helm.phases.tell(self.journal.phase, None).await;
         match action {
             BootAction::RestoreAgain => {
                 self.end_stray_server(false).await?;
                 self.stop_server().await?;
-                self.restore_files().await
+                self.drive(Next::Restore).await
             }
             BootAction::Recover => {
                 self.end_stray_server(false).await?;
-                self.recover().await
+                self.drive(Next::Recover).await
             }
             BootAction::Unfence => {
                 // The server may already serve its clients: only a fenced one is stopped.
                 self.end_stray_server(true).await?;
-                self.unfence().await
+                self.drive(Next::Unfence).await
             }
             BootAction::Abort | BootAction::StayDown | BootAction::Nothing => Ok(()),
         }
     }
 
-    /// Runs `pgbackrest restore` until it succeeds, and goes on from there.
+    /// Runs `pgbackrest restore` until it succeeds.
     async fn restore_files(&mut self) -> Result<(), Stop> {
         let mut tries = 0;
         loop {
@@ -227,8 +255,7 @@ impl Run<'_> {
         if let Some(control) = self.control().await {
             self.learn_from_restored(&control);
         }
-        self.enter(Phase::Restored).await?;
-        self.recover().await
+        self.enter(Phase::Restored).await
     }
 
     /// What the restored cluster needs to recover: settings at least as high as when it was backed
@@ -242,9 +269,16 @@ impl Run<'_> {
     }
 
     async fn run_restore(&mut self, lock: std::os::fd::OwnedFd) -> Result<(), JobError> {
-        let (stanza, set) = (self.journal.stanza.clone(), self.journal.set.clone());
-        let invocation =
-            RestoreInPlace { stanza: &stanza, repo: self.journal.repo, set: &set }.invocation();
+        let stanza = self.journal.stanza.clone();
+        let invocation = RestoreInPlace {
+            stanza: &stanza,
+            repo: self.journal.repo,
+            set: &self.journal.set,
+            // pgBackRest looks for its history in the archive; one that is only kept is not there.
+            timeline: self.journal.timeline.filter(|timeline| !self.keeps_history(*timeline)),
+            databases: &self.journal.databases,
+        }
+        .invocation();
         self.recorder.next_command();
         let stopping = Stopping {
             // A restore is not cancelled, but when Headrest stops it is ended and resumed later.
@@ -299,14 +333,13 @@ impl Run<'_> {
         )))
     }
 
-    /// Puts back the kept WAL, starts the server fenced, and follows it to its end.
-    async fn recover(&mut self) -> Result<(), Stop> {
+    /// Puts back the kept WAL, starts the server fenced, and follows it to where it ends.
+    async fn recover(&mut self) -> Result<Next, Stop> {
         self.place_kept_wal().map_err(|message| {
             Stop::NeedsOperator(problem("storage-write", message, &["Free space, restore again."]))
         })?;
         self.enter(Phase::Recovering).await?;
-        self.follow_recovery().await?;
-        self.unfence().await
+        self.follow_recovery().await
     }
 
     /// Gives the server back to its clients.
@@ -343,31 +376,20 @@ impl Run<'_> {
                 &["Look at GET /api/v1/processes/postgres/log."],
             )));
         }
-        self.tidy_settings().await;
+        self.settle().await;
         self.enter(Phase::Done).await
-    }
-
-    async fn tidy_settings(&mut self) {
-        let Some(connection) = self.connect().await else { return };
-        match connection.reset_recovery_settings().await {
-            Ok(names) if !names.is_empty() => {
-                let text = format!("took {} out of postgresql.auto.conf", names.join(", "));
-                self.recorder.say(Level::Info, text).await;
-            }
-            Ok(_) => {}
-            Err(error) => {
-                let text = format!("recovery settings stay in postgresql.auto.conf: {error}");
-                self.recorder.say(Level::Warn, text).await;
-            }
-        }
     }
 
     async fn close(&mut self, stopped: Result<(), Stop>, spec: &RestoreSpec) -> Ended {
         let result = Some(JobResult::Restore(self.result.clone()));
         match stopped {
             Ok(()) => {
-                self.forget_kept_wal();
                 let follow_up = spec.backup_after.then(|| full_backup_of(spec));
+                if self.journal.abandoned {
+                    let message = "abandoned; what was there before the restore is back";
+                    let error = Some(problem("cancelled", message, &[]));
+                    return Ended { result, error, follow_up, ..Ended::with(Outcome::Cancelled) };
+                }
                 Ended { result, follow_up, ..Ended::with(Outcome::Succeeded) }
             }
             Err(Stop::Finished(error)) => {
@@ -413,7 +435,7 @@ impl Run<'_> {
     async fn go_on_as_before(&mut self) {
         self.forget_kept_wal();
         self.journal.phase = Phase::Aborted;
-        if let Err(error) = self.write_journal() {
+        if let Err(error) = self.write_journal().await {
             tracing::error!("cannot close the restore journal: {}", error.message);
         }
         self.recorder.phase(Phase::Aborted).await;
@@ -438,18 +460,19 @@ impl Run<'_> {
         if from.data_is_intact() {
             // The queue knows first: from then on it refuses a cancel, so one that it took before
             // is seen here.
-            self.phases.tell(phase).await;
+            self.helm.phases.tell(phase, None).await;
             self.leave_if_asked()?;
         }
+        (self.journal.awaiting, self.journal.awaited_segment) = (None, None);
         self.journal.phase = from.transition(phase).map_err(|refused| {
             Stop::NeedsOperator(problem("internal", format!("a bug in Headrest: {refused}"), &[]))
         })?;
-        if let Err(error) = self.write_journal() {
+        if let Err(error) = self.write_journal().await {
             self.journal.phase = from;
             return Err(self.give_up(error));
         }
         if !from.data_is_intact() {
-            self.phases.tell(phase).await;
+            self.helm.phases.tell(phase, None).await;
         }
         self.recorder.phase(phase).await;
         Ok(())
@@ -466,12 +489,18 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn write_journal(&mut self) -> Result<(), JobError> {
+    /// Writes the journal's file; and a copy into the history, for the undo, and for when the file
+    /// is lost. The file is what counts.
+    async fn write_journal(&mut self) -> Result<(), JobError> {
         self.journal.written_at = clock::now();
         self.context.journals.write(&self.journal).map_err(|error| {
             let message = crate::telemetry::chain(&error);
             problem("storage-write", message, &["Free space in Headrest's state directory."])
-        })
+        })?;
+        if let Err(error) = self.context.store.keep_journal(self.journal.clone()).await {
+            tracing::error!("no copy of the restore journal: {}", crate::telemetry::chain(&error));
+        }
+        Ok(())
     }
 
     /// What giving up means now.

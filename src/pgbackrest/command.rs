@@ -6,7 +6,7 @@
 
 use crate::domain::backup::{BackupLabel, BackupType};
 use crate::domain::job::BackupOptions;
-use crate::domain::{Annotations, RepoKey, StanzaName};
+use crate::domain::{Annotations, DatabaseName, RepoKey, StanzaName, Timeline};
 
 /// A pgBackRest command line: arguments without the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,12 +100,17 @@ pub struct RestoreInPlace<'a> {
     pub repo: RepoKey,
     /// The backup set, pinned.
     pub set: &'a BackupLabel,
+    /// The timeline that recovery will follow. From 2.55 on pgBackRest refuses a set that is not
+    /// on it, before it touches anything; left out it would look at the newest timeline.
+    pub timeline: Option<Timeline>,
+    /// Only these databases; the others become empty files that must be dropped.
+    pub databases: &'a [DatabaseName],
 }
 
 impl RestoreInPlace<'_> {
     /// The command line.
     pub fn invocation(&self) -> Invocation {
-        let options = [
+        let mut options = vec![
             format!("--repo={}", self.repo),
             format!("--set={}", self.set),
             "--delta".to_owned(),
@@ -113,7 +118,52 @@ impl RestoreInPlace<'_> {
             // Links are part of the layout: without this a linked pg_wal becomes a directory.
             "--link-all".to_owned(),
         ];
+        options.extend(self.timeline.map(|timeline| format!("--target-timeline={timeline}")));
+        options.extend(self.databases.iter().map(|name| format!("--db-include={name}")));
         build("restore", self.stanza, Console::Detail, options)
+    }
+}
+
+/// `repo-ls` of a directory of one repository, as JSON. A directory that is not there is an empty
+/// answer (seen with 2.45).
+#[derive(Debug, Clone)]
+pub struct RepoLs<'a> {
+    /// The stanza, for its settings.
+    pub stanza: &'a StanzaName,
+    /// The repository.
+    pub repo: RepoKey,
+    /// The directory, relative to the repository.
+    pub path: &'a str,
+}
+
+impl RepoLs<'_> {
+    /// The command line.
+    pub fn invocation(&self) -> Invocation {
+        let options = vec![format!("--repo={}", self.repo), "--output=json".to_owned()];
+        let mut invocation = build("repo-ls", self.stanza, Console::Answer, options);
+        invocation.args.push(self.path.to_owned());
+        invocation
+    }
+}
+
+/// `repo-get` of one file, decrypted, to standard output.
+#[derive(Debug, Clone)]
+pub struct RepoGet<'a> {
+    /// The stanza, for its settings.
+    pub stanza: &'a StanzaName,
+    /// The repository.
+    pub repo: RepoKey,
+    /// The file, relative to the repository.
+    pub path: &'a str,
+}
+
+impl RepoGet<'_> {
+    /// The command line.
+    pub fn invocation(&self) -> Invocation {
+        let options = vec![format!("--repo={}", self.repo)];
+        let mut invocation = build("repo-get", self.stanza, Console::Answer, options);
+        invocation.args.push(self.path.to_owned());
+        invocation
     }
 }
 
@@ -193,6 +243,17 @@ pub fn archive_command(binary: &str, stanza: &StanzaName) -> String {
     format!("{} --stanza={stanza} archive-push %p", binary.replace('%', "%%"))
 }
 
+/// A `restore_command` that gets history files and no WAL: a server with it finds out which
+/// timeline is free, and cannot replay beyond what is in `pg_wal`.
+pub fn histories_only(binary: &str, stanza: &StanzaName) -> String {
+    let binary =
+        shlex::try_quote(binary).map_or_else(|_| binary.into(), std::borrow::Cow::into_owned);
+    let binary = binary.replace('%', "%%");
+    format!(
+        "case \"%f\" in *.history) {binary} --stanza={stanza} archive-get %f \"%p\";; *) exit 1;; esac"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -245,6 +306,8 @@ mod tests {
             stanza: &main_stanza(),
             repo: RepoKey::try_from(1).unwrap(),
             set: &"20261120-101500F_20261120-111500I".parse().unwrap(),
+            timeline: Some(Timeline::FIRST),
+            databases: &["shop".parse().unwrap(), "a b".parse().unwrap()],
         }
         .invocation();
         insta::assert_snapshot!(invocation.args.join("\n"), @r"
@@ -254,6 +317,9 @@ mod tests {
         --delta
         --type=standby
         --link-all
+        --target-timeline=1
+        --db-include=shop
+        --db-include=a b
         --log-level-console=detail
         --log-level-stderr=off
         --log-timestamp
@@ -270,6 +336,14 @@ mod tests {
             Info { stanza: &stanza, set: None, json: true }.invocation(),
             ArchivePush { stanza: &stanza, segment: "/d/pg_wal/000000010000000000000001" }
                 .invocation(),
+            RepoLs { stanza: &stanza, repo: RepoKey::FIRST, path: "archive/main/15-1" }
+                .invocation(),
+            RepoGet {
+                stanza: &stanza,
+                repo: RepoKey::FIRST,
+                path: "archive/main/15-1/00000002.history",
+            }
+            .invocation(),
         ]
         .map(|invocation| invocation.args.join(" "))
         .join("\n");
@@ -278,6 +352,8 @@ mod tests {
         --stanza=main --log-level-console=detail --log-level-stderr=off --log-timestamp stanza-create
         --stanza=main --output=json --log-level-console=off --log-level-stderr=warn --no-log-timestamp info
         --stanza=main --no-archive-async --log-level-console=detail --log-level-stderr=off --log-timestamp archive-push /d/pg_wal/000000010000000000000001
+        --stanza=main --repo=1 --output=json --log-level-console=off --log-level-stderr=warn --no-log-timestamp repo-ls archive/main/15-1
+        --stanza=main --repo=1 --log-level-console=off --log-level-stderr=warn --no-log-timestamp repo-get archive/main/15-1/00000002.history
         ");
     }
 

@@ -11,6 +11,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
+use crate::domain::plan::Sample;
+use crate::domain::recovery::RestorePointName;
 use crate::domain::{Lsn, Timeline};
 
 /// How long connecting, or a look at the server, may take.
@@ -59,6 +61,11 @@ pub enum QueryError {
     /// It answered something unexpected.
     #[error("PostgreSQL answered something unexpected to a query for {0}")]
     Unexpected(&'static str),
+}
+
+/// The timeline in a WAL segment's name.
+fn timeline_of(file: &str) -> Option<Timeline> {
+    Timeline::try_from(u32::from_str_radix(file.get(..8)?, 16).ok()?).ok()
 }
 
 fn describe(error: &tokio_postgres::Error) -> String {
@@ -115,6 +122,30 @@ pub struct RecoveryFacts {
     pub startup_pid: Option<i32>,
     /// Whether it sleeps because no source had the WAL it needs.
     pub waits_for_wal: bool,
+    /// Whether it is paused: at its target, or because a setting is too low for what it replays.
+    pub paused: bool,
+}
+
+/// Where a server that takes writes stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// Its timeline.
+    pub timeline: Timeline,
+    /// Where it writes.
+    pub lsn: Lsn,
+    /// The first transaction id that it has not given out yet.
+    pub next_xid: u64,
+}
+
+/// What a safe point left in the WAL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SafePoint {
+    /// A commit of which time and place are known.
+    pub commit: Sample,
+    /// The position of the restore point.
+    pub lsn: Lsn,
+    /// The segment that must reach the archive.
+    pub segment: String,
 }
 
 impl Connection {
@@ -174,12 +205,14 @@ impl Connection {
                 "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn(), \
                  extract(epoch FROM pg_last_xact_replay_timestamp()) * 1000000, \
                  (SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'), \
-                 (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup')",
+                 (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'), \
+                 CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END",
                 PATIENCE,
             )
             .await?;
         Ok(RecoveryFacts {
             in_recovery: row.is_true(0),
+            paused: row.is_true(5),
             replayed: row.parse(1),
             last_commit_at: row.micros(2),
             startup_pid: row.parse(3),
@@ -189,29 +222,66 @@ impl Connection {
         })
     }
 
-    /// Commits a transaction that leaves a trace in the WAL, names the moment, and switches to a
-    /// new segment, so that everything until now can be archived. Answers the timeline, the
-    /// position of the restore point and the segment that must reach the archive.
-    pub async fn safe_point(&self, name: &str) -> Result<(Timeline, Lsn, String), QueryError> {
-        // The name is ours: a fixed prefix and a UUID. Checked all the same.
-        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-') {
-            return Err(QueryError::Unexpected("a restore point's name"));
-        }
-        self.row("SELECT pg_current_xact_id()", PATIENCE).await?;
-        let row = self
-            .row(
-                &format!(
-                    "SELECT p, pg_walfile_name(p), (SELECT timeline_id FROM \
-                     pg_control_checkpoint()) FROM pg_create_restore_point('{name}') AS p"
-                ),
+    /// Commits a transaction that leaves a trace in the WAL, and answers its time and place.
+    pub async fn commit_sample(&self) -> Result<Sample, QueryError> {
+        // The time is taken before the commit, the position after it.
+        let rows = self
+            .rows(
+                "BEGIN; SELECT extract(epoch FROM clock_timestamp()) * 1000000, \
+                 pg_current_xact_id(); COMMIT; SELECT pg_current_wal_insert_lsn(), \
+                 pg_walfile_name(pg_current_wal_insert_lsn())",
                 PATIENCE,
             )
             .await?;
-        let lsn = row.parse(0).ok_or(QueryError::Unexpected("a restore point"))?;
-        let segment = row.text(1).ok_or(QueryError::Unexpected("a WAL segment's name"))?;
-        let timeline = row.parse(2).ok_or(QueryError::Unexpected("the timeline"))?;
-        self.row("SELECT pg_switch_wal()", PATIENCE).await?;
-        Ok((timeline, lsn, segment))
+        let [before, after] = rows.as_slice() else {
+            return Err(QueryError::Unexpected("a commit"));
+        };
+        let file = after.text(1).unwrap_or_default();
+        Ok(Sample {
+            timeline: timeline_of(&file).ok_or(QueryError::Unexpected("the timeline"))?,
+            at: before.micros(0).ok_or(QueryError::Unexpected("the time"))?,
+            lsn: after.parse(0).ok_or(QueryError::Unexpected("the WAL's position"))?,
+            xid: before.parse(1).ok_or(QueryError::Unexpected("a transaction id"))?,
+        })
+    }
+
+    /// Where a server that takes writes stands.
+    pub async fn position(&self) -> Result<Position, QueryError> {
+        let row = self
+            .row(
+                "SELECT pg_current_wal_insert_lsn(), pg_walfile_name(pg_current_wal_insert_lsn()), \
+                 pg_snapshot_xmax(pg_current_snapshot())",
+                PATIENCE,
+            )
+            .await?;
+        let file = row.text(1).unwrap_or_default();
+        Ok(Position {
+            timeline: timeline_of(&file).ok_or(QueryError::Unexpected("the timeline"))?,
+            lsn: row.parse(0).ok_or(QueryError::Unexpected("the WAL's position"))?,
+            next_xid: row.parse(2).ok_or(QueryError::Unexpected("a transaction id"))?,
+        })
+    }
+
+    /// Names this moment. Answers the position of the restore point.
+    pub async fn create_restore_point(&self, name: &RestorePointName) -> Result<Lsn, QueryError> {
+        // The name's grammar has no quote.
+        let row = self.row(&format!("SELECT pg_create_restore_point('{name}')"), PATIENCE).await?;
+        row.parse(0).ok_or(QueryError::Unexpected("a restore point"))
+    }
+
+    /// Ends the WAL segment that is being written, so that it can be archived. Answers its name.
+    pub async fn switch_wal(&self) -> Result<String, QueryError> {
+        let row = self.row("SELECT pg_walfile_name(pg_switch_wal())", PATIENCE).await?;
+        row.text(0).ok_or(QueryError::Unexpected("a WAL segment's name"))
+    }
+
+    /// A commit of which time and place are known, a restore point after it, and a new segment, so
+    /// that everything until now can be archived.
+    pub async fn safe_point(&self, name: &RestorePointName) -> Result<SafePoint, QueryError> {
+        let commit = self.commit_sample().await?;
+        let lsn = self.create_restore_point(name).await?;
+        let segment = self.switch_wal().await?;
+        Ok(SafePoint { commit, lsn, segment })
     }
 
     /// The last segment that was archived.

@@ -7,8 +7,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use rustix::process::Pid;
 
+use crate::domain::Timeline;
 use crate::process::inspect;
 
 /// `postmaster.pid` (PostgreSQL source, `miscadmin.h`, "lock file contents").
@@ -175,14 +177,30 @@ pub fn identity(pgdata: &Path) -> io::Result<(u64, u64)> {
     Ok((meta.dev(), meta.ino()))
 }
 
-/// The first entry of PGDATA that does not belong to `uid`, or a directory that it cannot change. A
-/// restore would fail on it, but only after `pg_control` is gone.
-pub fn foreign_entry(pgdata: &Path, uid: u32) -> io::Result<Option<PathBuf>> {
+/// What a walk through PGDATA shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// The first entry that does not belong to us, or a directory that we cannot change. A restore
+    /// would fail on it, but only after `pg_control` is gone.
+    pub foreign: Option<PathBuf>,
+    /// Bytes that its files take on the disk. Links are not followed.
+    pub disk_bytes: u64,
+    /// Links in it, each with where it leads.
+    pub links: Vec<(PathBuf, PathBuf)>,
+}
+
+/// Walks through PGDATA on behalf of `uid`.
+pub fn survey(pgdata: &Path, uid: u32) -> io::Result<Survey> {
+    let mut found = Survey::default();
     let mut pending = vec![pgdata.to_owned()];
     while let Some(directory) = pending.pop() {
         let entries = match fs::read_dir(&directory) {
             // A running server removes things under our eyes.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                found.foreign.get_or_insert(directory);
+                continue;
+            }
             entries => entries?,
         };
         for entry in entries {
@@ -191,18 +209,66 @@ pub fn foreign_entry(pgdata: &Path, uid: u32) -> io::Result<Option<PathBuf>> {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 meta => meta?,
             };
-            if meta.uid() != uid {
-                return Ok(Some(entry.path()));
+            let closed = meta.is_dir() && meta.mode() & 0o300 != 0o300;
+            if meta.uid() != uid || closed {
+                found.foreign.get_or_insert(entry.path());
             }
             if meta.is_dir() {
-                if meta.mode() & 0o300 != 0o300 {
-                    return Ok(Some(entry.path()));
-                }
                 pending.push(entry.path());
+            } else if meta.is_symlink() {
+                let target = fs::read_link(entry.path()).unwrap_or_default();
+                found.links.push((entry.path(), target));
+            } else {
+                found.disk_bytes += meta.blocks() * 512;
             }
         }
     }
-    Ok(None)
+    Ok(found)
+}
+
+/// Bytes that are free for us on the file system of a path, or of what is nearest above it.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let stat = rustix::fs::statvfs(there)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// When a server that is down wrote last, as far as the times of its files tell.
+pub fn last_written(pgdata: &Path) -> Option<Timestamp> {
+    let wal = fs::read_dir(pgdata.join("pg_wal")).into_iter().flatten().flatten();
+    let files = wal.map(|entry| entry.path()).chain([pgdata.join("global/pg_control")]);
+    let times = files.filter_map(|path| fs::metadata(path).ok()?.modified().ok());
+    times.max().and_then(|time| Timestamp::try_from(time).ok())
+}
+
+/// Why a server that was not told to recover must not be started on PGDATA: a restore that nobody
+/// remembers was not carried to its end. `timeline` is the control data's, when it says that the
+/// cluster is out of recovery.
+pub fn unfinished_recovery(pgdata: &Path, timeline: Option<Timeline>) -> Option<&'static str> {
+    let signal = ["standby.signal", "recovery.signal"].iter().any(|n| pgdata.join(n).exists());
+    let settings = fs::read_to_string(pgdata.join("postgresql.auto.conf")).unwrap_or_default();
+    let fetches = |line: &str| {
+        line.trim_start().starts_with("restore_command") && line.contains("archive-get")
+    };
+    if signal && settings.lines().any(fetches) {
+        return Some("it was being recovered from a pgBackRest restore");
+    }
+    // A promotion writes the history of the new timeline first, and is durable only when the control
+    // data names it. Started in between, PostgreSQL goes on on the old timeline, with rows past
+    // the target (design/restore.md).
+    let histories = fs::read_dir(pgdata.join("pg_wal")).into_iter().flatten().flatten();
+    let numbers = histories.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        u32::from_str_radix(name.strip_suffix(".history")?, 16).ok()
+    });
+    let newest = numbers.max()?;
+    (newest > timeline?.get()).then_some("its promotion to a new timeline was not durable yet")
+}
+
+/// Whether PGDATA shows that a server on it would recover, or was recovering: a restore was not
+/// carried to its end.
+pub fn recovers(pgdata: &Path) -> bool {
+    ["standby.signal", "recovery.signal", "backup_label"].iter().any(|n| pgdata.join(n).exists())
 }
 
 #[cfg(test)]

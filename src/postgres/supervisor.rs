@@ -22,6 +22,8 @@ use super::client::{Address, ArchiverFacts};
 use super::install::Binaries;
 use super::state::ServerState;
 use super::tail::Ring;
+pub use launch::fence_dir;
+
 use crate::config::PostgresConfig;
 use crate::domain::JobId;
 
@@ -50,6 +52,10 @@ pub struct Settings {
 pub struct FencedStart {
     /// `recovery_target_timeline`.
     pub timeline: String,
+    /// The target's settings, name and value; none for the end of all WAL.
+    pub target: Vec<(&'static str, String)>,
+    /// `restore_command` instead of the one that the restore wrote.
+    pub restore_command: Option<String>,
     /// Settings that a hot standby needs at least at these values.
     pub setting_floors: BTreeMap<String, u64>,
 }

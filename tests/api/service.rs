@@ -14,9 +14,10 @@ use headrest::config::{Auth as AuthMode, ShortRoutes};
 use headrest::domain::StanzaName;
 use headrest::http::state::Shared;
 use headrest::http::{AppState, Auth, router};
+use headrest::jobs::archive::Archives;
 use headrest::jobs::context::Wake;
 use headrest::jobs::journal::Journals;
-use headrest::jobs::{Catalog, Context, JobsHandle};
+use headrest::jobs::{Catalog, Context, JobsHandle, Planner, Wal};
 use headrest::pgbackrest::runner::Tool;
 use headrest::postgres::supervisor::PostgresHandle;
 use headrest::pulse::Pulses;
@@ -110,6 +111,7 @@ impl Service {
         let shutdown = CancellationToken::new();
         let mut pulses = Pulses::new();
         let context = Context {
+            archives: Archives::new(Arc::clone(&tool)),
             tool,
             version: None,
             catalog: catalog.clone(),
@@ -121,10 +123,14 @@ impl Service {
             shutdown: shutdown.clone(),
             hurry: CancellationToken::new(),
         };
+        let (planner, wal) = (Planner::new(context.clone()), Wal::new(context.clone()));
         let (jobs, _) = JobsHandle::spawn(context, [stanza.clone()], pulses.add("jobs"));
         let state = AppState::new(Shared {
             jobs,
             postgres: PostgresHandle::beside(),
+            planner,
+            wal,
+            fence_dir: None,
             catalog,
             store,
             auth: Auth::new(options.auth, Some(&TOKEN.to_owned().into())),

@@ -115,8 +115,11 @@ mod tests {
 
     #[test]
     fn only_what_may_be_accepted_is() {
-        let checks =
-            [Check::fail(CheckId::WalGap, "g"), Check::fail(CheckId::Space, "s"), Check::warn(CheckId::Layout, "l")];
+        let checks = [
+            Check::fail(CheckId::WalGap, "g"),
+            Check::fail(CheckId::Space, "s"),
+            Check::warn(CheckId::Layout, "l"),
+        ];
         let all = CheckId::ALL.to_vec();
         let left = |accepted: &[CheckId]| -> Vec<CheckId> {
             refusing(&checks, accepted).map(|check| check.id).collect()

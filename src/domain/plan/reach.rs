@@ -7,7 +7,7 @@ use super::super::archive::Gap;
 use super::super::recovery::{RecoveryTarget, TargetTimeline, Xid};
 use super::super::timeline::Branch;
 use super::super::{Lsn, Timeline, WalSegment};
-use super::{Catalogue, Lost, Moment, Place, Refusal, RestorePoint, Sample, Wish};
+use super::{Catalogue, Lost, Moment, Place, RestorePoint, Sample, Unreachable, Wish};
 
 /// How late a branch reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct Reach {
 
 impl Catalogue {
     /// The timeline whose branch is followed.
-    pub(super) fn timeline_for(&self, wish: &Wish) -> Result<Timeline, Refusal> {
+    pub(super) fn timeline_for(&self, wish: &Wish) -> Result<Timeline, Unreachable> {
         let newest = self.all_timelines().last().copied().unwrap_or(Timeline::FIRST);
         let current = self.current.unwrap_or(newest);
         match wish.timeline {
@@ -28,7 +28,7 @@ impl Catalogue {
             Some(TargetTimeline::Latest) => return Ok(newest.max(current)),
             Some(TargetTimeline::Number(number)) => {
                 let known = number == current || self.all_timelines().contains(&number);
-                return if known { Ok(number) } else { Err(Refusal::UnknownTimeline(number)) };
+                return if known { Ok(number) } else { Err(Unreachable::UnknownTimeline(number)) };
             }
             None => {}
         }
@@ -94,7 +94,7 @@ impl Catalogue {
         &self,
         wish: &Wish,
         branch: &Branch,
-    ) -> Result<(Option<Place>, Option<String>), Refusal> {
+    ) -> Result<(Option<Place>, Option<String>), Unreachable> {
         match &wish.target {
             RecoveryTarget::Latest | RecoveryTarget::Immediate => Ok((None, None)),
             RecoveryTarget::Time { value, .. } => self.place_of_time(wish, *value, branch),
@@ -109,10 +109,8 @@ impl Catalogue {
             RecoveryTarget::Xid { value, .. } => self.place_of_xid(wish, *value, branch),
             RecoveryTarget::Name { .. } => match self.point(wish, branch) {
                 Some(point) if branch.holds(point.timeline, point.lsn) => {
-                    let place = Place {
-                        set_before: Moment::Lsn(point.lsn),
-                        reached_by: Some(point.lsn),
-                    };
+                    let place =
+                        Place { set_before: Moment::Lsn(point.lsn), reached_by: Some(point.lsn) };
                     Ok((Some(place), None))
                 }
                 Some(_) | None => unknown_place(wish),
@@ -125,16 +123,16 @@ impl Catalogue {
         wish: &Wish,
         at: Timestamp,
         branch: &Branch,
-    ) -> Result<(Option<Place>, Option<String>), Refusal> {
+    ) -> Result<(Option<Place>, Option<String>), Unreachable> {
         let reach = self.reach(branch);
         let newest_set = self.newest_set_on(branch);
         if newest_set.is_none() && wish.set.is_none() {
-            return Err(Refusal::NoBackup);
+            return Err(Unreachable::NoBackup);
         }
         let nearest = reach.certain.max(newest_set).unwrap_or(self.now).min(self.now);
         if at > self.now {
             let (target, nearest) = (wish.target.clone(), Moment::Time(nearest));
-            return Err(Refusal::InFuture { target, nearest });
+            return Err(Unreachable::InFuture { target, nearest });
         }
         let mut uncertain = None;
         if reach.certain.is_none_or(|certain| at > certain) {
@@ -157,7 +155,7 @@ impl Catalogue {
         wish: &Wish,
         xid: Xid,
         branch: &Branch,
-    ) -> Result<(Option<Place>, Option<String>), Refusal> {
+    ) -> Result<(Option<Place>, Option<String>), Unreachable> {
         let newest = self.samples_on(branch).map(|sample| sample.xid).max();
         let end = match self.live.filter(|_| self.is_current(branch)) {
             Some(live) => Some(live.next_xid),
@@ -288,14 +286,14 @@ impl Catalogue {
     }
 }
 
-fn past_end(wish: &Wish, branch: &Branch, nearest: Moment) -> Refusal {
-    Refusal::PastEnd { target: wish.target.clone(), timeline: branch.tip(), nearest }
+fn past_end(wish: &Wish, branch: &Branch, nearest: Moment) -> Unreachable {
+    Unreachable::PastEnd { target: wish.target.clone(), timeline: branch.tip(), nearest }
 }
 
 /// Where nothing is known, only somebody who names the set can take the responsibility.
-fn unknown_place(wish: &Wish) -> Result<(Option<Place>, Option<String>), Refusal> {
+fn unknown_place(wish: &Wish) -> Result<(Option<Place>, Option<String>), Unreachable> {
     if wish.set.is_none() {
-        return Err(Refusal::UnknownPlace(wish.target.clone()));
+        return Err(Unreachable::UnknownPlace(wish.target.clone()));
     }
     let text = format!(
         "where {} is in the WAL is not known: if it is before the end of the chosen backup, or does \

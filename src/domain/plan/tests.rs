@@ -142,13 +142,13 @@ fn refusals_name_the_nearest() {
     let late_set = Wish { set: Some(set(1, 70).label), ..to(50) };
     assert_eq!(nearest(&late_set), Some(Moment::Time(at(71))));
     let nowhere = wish(RecoveryTarget::Name { value: "nobody".parse().unwrap() });
-    assert!(matches!(decide(&catalogue, &nowhere), Err(Refusal::UnknownPlace(_))));
+    assert!(matches!(decide(&catalogue, &nowhere), Err(Unreachable::UnknownPlace(_))));
     let taken_on = Wish { set: Some(set(1, 40).label), ..nowhere };
     assert!(decide(&catalogue, &taken_on).unwrap().uncertain.is_some());
     let other = Wish { timeline: Some(TargetTimeline::Number(timeline(7))), ..to(50) };
-    assert_eq!(decide(&catalogue, &other), Err(Refusal::UnknownTimeline(timeline(7))));
+    assert_eq!(decide(&catalogue, &other), Err(Unreachable::UnknownTimeline(timeline(7))));
     let repo = Wish { repo: Some(RepoKey::MAX), ..to(50) };
-    assert_eq!(decide(&catalogue, &repo), Err(Refusal::NoBackupInRepo(RepoKey::MAX)));
+    assert_eq!(decide(&catalogue, &repo), Err(Unreachable::NoBackupInRepo(RepoKey::MAX)));
 }
 
 #[test]
@@ -160,7 +160,10 @@ fn a_moment_is_on_the_timeline_of_its_time() {
     // After it: the new one, whose branch does not hold the set of second 70.
     assert_eq!(chosen(&catalogue, &to(110)), (40, 2));
     assert_eq!(chosen(&catalogue, &wish(RecoveryTarget::Latest)), (40, 2));
-    let old = Wish { timeline: Some(TargetTimeline::Number(timeline(1))), ..wish(RecoveryTarget::Latest) };
+    let old = Wish {
+        timeline: Some(TargetTimeline::Number(timeline(1))),
+        ..wish(RecoveryTarget::Latest)
+    };
     assert_eq!(chosen(&catalogue, &old), (70, 1));
     // While nobody could commit.
     let refused = decide(&catalogue, &to(103)).unwrap_err();

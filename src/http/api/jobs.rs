@@ -143,6 +143,10 @@ pub enum ResultView {
         /// The commit time of the last transaction that was replayed.
         #[schema(value_type = Option<String>, format = DateTime)]
         last_commit_at: Option<Timestamp>,
+        /// Bytes of the set.
+        size_bytes: Option<u64>,
+        /// From the stop of PostgreSQL until it took writes again.
+        downtime_ms: Option<u64>,
     },
 }
 
@@ -248,12 +252,16 @@ impl From<JobResult> for ResultView {
                 timeline,
                 replayed_lsn,
                 last_commit_at,
+                size_bytes,
+                downtime_ms,
             }) => Self::Restore {
                 set: set.map(|set| set.to_string()),
                 repo: repo.map(|repo| repo.get()),
                 timeline: timeline.map(|timeline| timeline.get()),
                 replayed_lsn: replayed_lsn.map(|lsn| lsn.to_string()),
                 last_commit_at,
+                size_bytes,
+                downtime_ms,
             },
         }
     }
@@ -450,7 +458,10 @@ pub(in crate::http) fn as_text(line: &StoredEvent) -> String {
 pub(in crate::http) fn describe(spec: &JobSpec) -> String {
     match spec {
         JobSpec::Backup(backup) => format!("{} backup", backup.backup_type),
-        JobSpec::Restore(restore) => format!("restore to {}", restore.target.as_str()),
+        JobSpec::Restore(restore) => match restore.undoes {
+            Some(_) => "undo of a restore".to_owned(),
+            None => format!("restore to {}", restore.target),
+        },
         JobSpec::Check { .. } => "check".to_owned(),
         JobSpec::StanzaCreate { .. } => "stanza-create".to_owned(),
     }

@@ -1,29 +1,59 @@
-//! Restores.
+//! Restores: begun, watched, decided about, undone.
 
 use axum::Json;
 use axum::extract::State;
-use axum::response::Response;
-use serde::Deserialize;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
 use super::jobs::{JobView, find, job_page};
+use super::plans::{PlanBody, TargetRequest, TargetView, accept, on_reached};
 use super::stanzas::on_conflict;
-use super::{Page, accept, page, page_limit, trigger_of};
-use crate::domain::job::{JobKind, JobSpec, OnConflict, RestoreSpec};
-use crate::domain::recovery::RecoveryTarget;
+use super::{Page, page, page_limit, trigger_of};
+use crate::domain::job::{Job, JobKind, JobSpec, OnConflict, RestoreSpec};
+use crate::domain::plan::Wish;
+use crate::domain::plan::check::CheckId;
+use crate::domain::recovery::{OnReached, RecoveryTarget, TargetTimeline};
+use crate::domain::restore::{Awaiting, Journal, NewTarget, Phase, Steer};
+use crate::domain::{JobId, StanzaName};
 use crate::http::auth::Caller;
 use crate::http::extract::{Id, IdempotencyKey, Json as Body, Prefer, Query, Stanza};
-use crate::http::problem::{ErrorCode, Outcome, Problem, ProblemBody};
+use crate::http::problem::{CheckView, ErrorCode, Outcome, Problem, ProblemBody};
 use crate::http::state::AppState;
-use crate::jobs::Submission;
+use crate::jobs::plans::{Plan, PlanRequest};
+use crate::jobs::{Denied, Submission};
 use crate::store::JobFilter;
 
-/// A restore that is asked for.
+/// A restore that is asked for: a plan to carry out, or what to plan.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct RestoreRequest {
+    /// The id of a restore plan. Then nothing else of what a plan is asked for.
+    plan: Option<String>,
     /// Where recovery ends.
-    target: TargetRequest,
+    target: Option<TargetRequest>,
+    /// The backup set; the newest that ended before the target when not given.
+    #[schema(example = "20261120-101500F")]
+    set: Option<String>,
+    /// The repository.
+    #[schema(example = 1)]
+    repo: Option<u32>,
+    /// The timeline to follow: current, latest or a number.
+    #[schema(value_type = Option<String>, example = "current")]
+    timeline: Option<Value>,
+    /// in-place: PGDATA is replaced, by a delta restore.
+    #[schema(example = "in-place")]
+    mode: Option<String>,
+    /// Only these databases; the others become unusable and must be dropped.
+    databases: Option<Vec<String>>,
+    /// promote (the default), or pause: look first, then promote, retarget or abandon.
+    #[schema(example = "pause")]
+    on_reached: Option<String>,
+    /// Failed checks that you take upon yourself: wal-gap, wal-loss, other-system.
+    accept: Option<Vec<String>>,
     /// The stanza's name: PGDATA is replaced.
     #[schema(example = "main")]
     confirm: Option<String>,
@@ -37,34 +67,31 @@ pub(in crate::http) struct RestoreRequest {
     on_conflict: Option<String>,
 }
 
-/// Where recovery ends.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(in crate::http) struct TargetRequest {
-    /// latest: everything that was ever committed.
-    #[schema(example = "latest")]
-    r#type: String,
-}
-
 fn yes() -> bool {
     true
 }
 
-impl TargetRequest {
-    fn parse(&self) -> Outcome<RecoveryTarget> {
-        if self.r#type == RecoveryTarget::Latest.as_str() {
-            return Ok(RecoveryTarget::Latest);
+impl RestoreRequest {
+    fn body(&self) -> PlanBody {
+        PlanBody {
+            target: self.target.clone(),
+            set: self.set.clone(),
+            repo: self.repo,
+            timeline: self.timeline.clone(),
+            mode: self.mode.clone(),
+            databases: self.databases.clone(),
+            on_reached: self.on_reached.clone(),
+            accept: self.accept.clone(),
         }
-        let shown = crate::domain::stanza::shown(&self.r#type);
-        Err(Problem::field("target.type", format!("{shown} is not one of latest")))
     }
 }
 
 /// Restores PGDATA in place, and answers once PostgreSQL takes writes (with `Prefer: wait`).
 ///
-/// Phases: accepted, quiesced, safe-point, stopping, draining, restoring, restored, recovering,
-/// verified, promoting, unfencing, done. Until restoring begins it can be cancelled and changes
-/// nothing.
+/// It is planned first, unless a plan is named; what cannot be reached, or would go wrong, is refused
+/// before anything is touched. Phases: accepted, quiesced, safe-point, stopping, draining, restoring,
+/// restored, recovering, verified, promoting, unfencing, done. Until restoring begins it can be
+/// cancelled and changes nothing.
 #[utoipa::path(post, path = "/stanzas/{stanza}/restores", tag = "restores", params(
     ("stanza" = String, Path, example = "main"),
     ("Prefer" = Option<String>, Header, description = "`wait=N`: answer when the job has ended, at most N seconds from now", example = "wait=600"),
@@ -83,17 +110,93 @@ pub(in crate::http) async fn create(
     key: IdempotencyKey,
     Body(request): Body<RestoreRequest>,
 ) -> Outcome<Response> {
-    let target = request.target.parse()?;
+    let body = request.body();
+    let parsed = match (&request.plan, body.is_empty()) {
+        (Some(_), true) => None,
+        (Some(_), false) => {
+            return Err(Problem::field("plan", "stands alone: the plan has its own target"));
+        }
+        (None, _) => Some(body.parse()?),
+    };
     let on_conflict = on_conflict(request.on_conflict.as_deref(), OnConflict::Cancel)?;
     confirmed(stanza.as_str(), request.confirm.as_deref())?;
+    let plan = match (&request.plan, parsed) {
+        (Some(id), _) => {
+            lane_for_restore(&state, &stanza, on_conflict)?;
+            state.planner.again(&stanza, id, state.jobs.lane(&stanza)).await?
+        }
+        (None, Some(request)) => plan(&state, &stanza, request, on_conflict).await?,
+        (None, None) => return Err(Problem::field("target", "is missing")),
+    };
+    let spec = RestoreSpec { backup_after: request.backup_after, ..spec_of(&plan) };
+    refuse_failed(&plan)?;
     let submission = Submission {
-        spec: JobSpec::Restore(RestoreSpec { stanza, target, backup_after: request.backup_after }),
+        spec: JobSpec::Restore(spec),
         trigger: trigger_of(&caller),
         by: caller.by.to_owned(),
         on_conflict,
         idempotency_key: key.0,
     };
-    accept(&state, submission, wait).await
+    super::accept(&state, submission, wait).await
+}
+
+/// Plans a restore that is to begin at once, and refuses what would be refused.
+pub(in crate::http) async fn plan(
+    state: &AppState,
+    stanza: &StanzaName,
+    request: PlanRequest,
+    on_conflict: OnConflict,
+) -> Outcome<Plan> {
+    lane_for_restore(state, stanza, on_conflict)?;
+    let plan = state.planner.plan(stanza, request, state.jobs.lane(stanza)).await?;
+    refuse_failed(&plan)?;
+    Ok(plan)
+}
+
+/// What is restored at present cannot be planned for; and a caller that would rather be refused
+/// than wait is.
+fn lane_for_restore(state: &AppState, stanza: &StanzaName, on_conflict: OnConflict) -> Outcome<()> {
+    let running = state.jobs.lane(stanza).and_then(|lane| lane.running);
+    match running {
+        Some((job, kind)) if kind == JobKind::Restore || on_conflict == OnConflict::Refuse => {
+            Err(Denied::LaneBusy { stanza: stanza.clone(), job, kind }.into())
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The job that carries a plan out.
+pub(in crate::http) fn spec_of(plan: &Plan) -> RestoreSpec {
+    RestoreSpec {
+        pinned: Some(plan.pinned()),
+        on_reached: plan.request.on_reached,
+        databases: plan.request.databases.clone(),
+        accept: plan.request.accept.clone(),
+        ..RestoreSpec::new(plan.stanza.clone(), plan.request.wish.target.clone())
+    }
+}
+
+fn refuse_failed(plan: &Plan) -> Outcome<()> {
+    let refusing = plan.refusing();
+    if refusing.is_empty() {
+        return Ok(());
+    }
+    let space = refusing.iter().all(|check| check.id == CheckId::Space);
+    let code = if space { ErrorCode::InsufficientSpace } else { ErrorCode::RestoreRefused };
+    let told: Vec<&str> = refusing.iter().map(|check| check.detail.as_str()).collect();
+    let acceptable: Vec<&str> = refusing
+        .iter()
+        .filter(|check| check.id.is_acceptable())
+        .map(|check| check.id.as_str())
+        .collect();
+    let problem = Problem {
+        checks: refusing.iter().map(|check| CheckView::from(*check)).collect(),
+        ..Problem::new(code, told.join("; "))
+    };
+    if acceptable.is_empty() {
+        return Err(problem);
+    }
+    Err(problem.hint(format!("To take it upon yourself: \"accept\": {acceptable:?}.")))
 }
 
 /// Refuses a destructive request that does not name what it destroys.
@@ -142,19 +245,383 @@ pub(in crate::http) async fn list(
     Ok(page("/api/v1/restores", job_page(state.store.jobs(filter).await?, limit)))
 }
 
-/// One restore: its job, with its phase.
+/// A restore: its job, and what only a restore has.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Restore)]
+pub(in crate::http) struct RestoreView {
+    #[serde(flatten)]
+    job: JobView,
+    /// Where recovery ends.
+    target: TargetView,
+    /// promote or pause.
+    on_reached: &'static str,
+    /// The backup set; null before it is chosen.
+    set: Option<String>,
+    /// The timeline that recovery follows.
+    timeline: Option<u32>,
+    /// The timeline that the server was on before.
+    timeline_before: Option<u32>,
+    /// Only these databases; all when there are none.
+    databases: Vec<String>,
+    /// What was accepted.
+    accepted: Vec<&'static str>,
+    /// What it waits for somebody to decide about; null when it does not.
+    awaiting: Option<AwaitingView>,
+    /// What can be done to it now: promote, retarget, abandon, undo.
+    actions: Vec<&'static str>,
+    /// Where an undo goes back to; null when the server was not running before.
+    undo_point: Option<UndoPointView>,
+    /// The restore that this one undoes.
+    undoes: Option<String>,
+    /// How often pgBackRest was started.
+    attempts: u32,
+    /// What went wrong last.
+    last_error: Option<String>,
+}
+
+/// What a restore waits for.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Awaiting)]
+pub(in crate::http) struct AwaitingView {
+    /// target-reached, wal-gap or end-before-target.
+    reason: &'static str,
+    /// The WAL segment that is missing, or beyond the end.
+    segment: Option<String>,
+    /// What to do.
+    text: &'static str,
+    /// How to look at the data, as root or as the user that PostgreSQL runs as; null when nobody
+    /// can connect.
+    look: Option<String>,
+}
+
+/// Where an undo goes back to.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UndoPoint)]
+pub(in crate::http) struct UndoPointView {
+    /// The timeline.
+    timeline: u32,
+    /// The position.
+    lsn: String,
+    /// The restore point's name.
+    name: String,
+    /// When it was made.
+    #[schema(value_type = String, format = DateTime)]
+    at: Timestamp,
+}
+
+impl RestoreView {
+    fn new(state: &AppState, job: Job, spec: &RestoreSpec, journal: Option<Journal>) -> Self {
+        let mut actions = Vec::new();
+        let over = job.state.is_final();
+        let awaiting = journal.as_ref().filter(|_| !over).and_then(|journal| journal.awaiting);
+        if awaiting.is_some() {
+            actions.extend(["promote", "retarget", "abandon"]);
+        }
+        if over && journal.as_ref().is_some_and(|journal| undo_timeline(journal).is_some()) {
+            actions.push("undo");
+        }
+        let segment = journal.as_ref().and_then(|journal| journal.awaited_segment.clone());
+        let awaiting = awaiting.map(|awaiting| AwaitingView {
+            reason: awaiting.as_str(),
+            segment,
+            text: advice(awaiting),
+            look: look(state),
+        });
+        let of = |pick: &dyn Fn(&Journal) -> Option<u32>| journal.as_ref().and_then(pick);
+        let target = journal.as_ref().map_or(&spec.target, |journal| &journal.target);
+        let reached = journal.as_ref().map_or(spec.on_reached, |journal| journal.on_reached);
+        let accepted = journal.as_ref().map_or(&spec.accept, |journal| &journal.accept);
+        let undo_point = journal.as_ref().and_then(|journal| journal.undo_point.as_ref());
+        Self {
+            target: TargetView::from(target),
+            on_reached: reached.as_str(),
+            set: journal.as_ref().map(|journal| journal.set.to_string()),
+            timeline: of(&|journal| journal.timeline.map(|timeline| timeline.get())),
+            timeline_before: of(&|journal| journal.timeline_before.map(|timeline| timeline.get())),
+            databases: spec.databases.iter().map(ToString::to_string).collect(),
+            accepted: accepted.iter().map(|id| id.as_str()).collect(),
+            awaiting,
+            actions,
+            undo_point: undo_point.map(|point| UndoPointView {
+                timeline: point.timeline.get(),
+                lsn: point.lsn.to_string(),
+                name: point.name.clone(),
+                at: point.at,
+            }),
+            undoes: spec.undoes.map(|id| id.to_string()),
+            attempts: journal.as_ref().map_or(0, |journal| journal.attempts),
+            last_error: journal.and_then(|journal| journal.last_error),
+            job: job.into(),
+        }
+    }
+}
+
+fn advice(awaiting: Awaiting) -> &'static str {
+    match awaiting {
+        Awaiting::Target => {
+            "The target is reached. Look at the data, then promote it, go on to another target, or \
+             abandon the restore: then what was there before comes back."
+        }
+        Awaiting::Gap => {
+            "Bring the segment back, and recovery goes on by itself. Or promote what there is, \
+             accepting \"wal-gap\": what comes after the gap is left out. Or choose a target before \
+             it, or abandon the restore."
+        }
+        Awaiting::End => {
+            "The WAL ends before the target. Choose another target, promote what there is, \
+             accepting \"target\", or abandon the restore."
+        }
+    }
+}
+
+/// The command line that connects to a fenced server.
+fn look(state: &AppState) -> Option<String> {
+    let address = state.postgres.status().address?;
+    Some(format!(
+        "psql -h {} -p {} -U {}",
+        state.fence_dir.as_ref()?.display(),
+        address.port,
+        address.user
+    ))
+}
+
+/// The timeline that an undo of this restore follows; `None` when it changed nothing.
+fn undo_timeline(journal: &Journal) -> Option<crate::domain::Timeline> {
+    let changed = !journal.phase.data_is_intact();
+    let before = journal.undo_point.as_ref().map(|point| point.timeline);
+    before.or(journal.timeline_before).filter(|_| changed)
+}
+
+async fn find_restore(state: &AppState, id: JobId) -> Outcome<(Job, RestoreSpec)> {
+    let job = find(state, id).await?;
+    match &job.spec {
+        JobSpec::Restore(spec) => {
+            let spec = spec.clone();
+            Ok((job, spec))
+        }
+        other => {
+            let detail = format!("job {id} is a {}, not a restore", other.kind());
+            Err(Problem::new(ErrorCode::NoSuchJob, detail))
+        }
+    }
+}
+
+/// One restore: its job with its phase, what it waits for, and what can be done.
 #[utoipa::path(get, path = "/restores/{id}", tag = "restores", params(("id" = String, Path, description = "the job's id")), responses(
-    (status = 200, description = "the restore's job", body = JobView),
+    (status = 200, description = "the restore", body = RestoreView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
 ))]
 pub(in crate::http) async fn show(
     State(state): State<AppState>,
     Id(id): Id,
-) -> Outcome<Json<JobView>> {
-    let job = find(&state, id).await?;
-    if job.spec.kind() == JobKind::Restore {
-        return Ok(Json(job.into()));
+) -> Outcome<Json<RestoreView>> {
+    let (job, spec) = find_restore(&state, id).await?;
+    let journal = state.store.kept_journal(id).await?;
+    Ok(Json(RestoreView::new(&state, job, &spec, journal)))
+}
+
+/// What is accepted by a promotion.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct PromoteRequest {
+    /// wal-gap, when a segment is missing; target, when the WAL ends before the target.
+    #[schema(example = json!(["wal-gap"]))]
+    accept: Option<Vec<String>>,
+}
+
+/// Promotes a restore that waits: at its target, or, if you accept what is left out, where it is.
+#[utoipa::path(post, path = "/restores/{id}/promote", tag = "restores", params(("id" = String, Path, description = "the job's id")), request_body = Option<PromoteRequest>, responses(
+    (status = 202, description = "it is written down and being done", body = JobView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
+))]
+pub(in crate::http) async fn promote(
+    State(state): State<AppState>,
+    caller: Caller,
+    Id(id): Id,
+    body: Option<Body<PromoteRequest>>,
+) -> Outcome<Response> {
+    find_restore(&state, id).await?;
+    let request = body.map(|Body(request)| request).unwrap_or_default();
+    let steer = Steer::Promote { accept: accept(request.accept.as_deref())? };
+    steered(&state, id, steer, &caller).await
+}
+
+/// Another target for a restore that waits.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct RetargetRequest {
+    /// Where recovery ends now.
+    target: TargetRequest,
+    /// promote or pause; as before when not given.
+    #[schema(example = "pause")]
+    on_reached: Option<String>,
+    /// Failed checks that you take upon yourself.
+    accept: Option<Vec<String>>,
+}
+
+/// Sends a restore that waits on to another target: forward by replaying on, without copying
+/// anything again; backward by restoring again.
+#[utoipa::path(post, path = "/restores/{id}/retarget", tag = "restores", params(("id" = String, Path, description = "the job's id")), request_body = RetargetRequest, responses(
+    (status = 202, description = "it is written down and being done", body = JobView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
+    (status = "5XX", body = ProblemBody, content_type = "application/problem+json"),
+))]
+pub(in crate::http) async fn retarget(
+    State(state): State<AppState>,
+    caller: Caller,
+    Id(id): Id,
+    Body(request): Body<RetargetRequest>,
+) -> Outcome<Response> {
+    let (job, spec) = find_restore(&state, id).await?;
+    let journal = state.store.kept_journal(id).await?;
+    let before = journal.as_ref().map_or(spec.on_reached, |journal| journal.on_reached);
+    let reached = match request.on_reached.as_deref() {
+        Some(word) => on_reached(Some(word))?,
+        None => before,
+    };
+    let target = request.target.parse()?;
+    waiting(&job, journal.as_ref())?;
+    let accepted = accept(request.accept.as_deref())?;
+    let wish = Wish { target, set: None, repo: None, timeline: None };
+    let new = new_target(&state, &spec, wish, reached, accepted).await?;
+    steered(&state, id, Steer::Retarget(Box::new(new)), &caller).await
+}
+
+/// A confirmation.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct Confirmation {
+    /// The stanza's name.
+    #[schema(example = "main")]
+    confirm: Option<String>,
+}
+
+/// Gives up a restore that waits: what was there before it is brought back.
+#[utoipa::path(post, path = "/restores/{id}/abandon", tag = "restores", params(("id" = String, Path, description = "the job's id")), request_body = Confirmation, responses(
+    (status = 202, description = "it is written down and being done", body = JobView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
+    (status = "5XX", body = ProblemBody, content_type = "application/problem+json"),
+))]
+pub(in crate::http) async fn abandon(
+    State(state): State<AppState>,
+    caller: Caller,
+    Id(id): Id,
+    Body(request): Body<Confirmation>,
+) -> Outcome<Response> {
+    let (job, spec) = find_restore(&state, id).await?;
+    confirmed(spec.stanza.as_str(), request.confirm.as_deref())?;
+    let journal = state.store.kept_journal(id).await?;
+    waiting(&job, journal.as_ref())?;
+    let timeline = journal.as_ref().and_then(undo_timeline);
+    let timeline = timeline.ok_or_else(|| {
+        let detail = "what was there before is not known: PGDATA could not be read then";
+        Problem::new(ErrorCode::NothingToUndo, detail)
+    })?;
+    let wish = back_to(timeline);
+    let new = new_target(&state, &spec, wish, OnReached::Promote, spec.accept.clone()).await?;
+    steered(&state, id, Steer::Abandon(Box::new(new)), &caller).await
+}
+
+fn waiting(job: &Job, journal: Option<&Journal>) -> Outcome<()> {
+    if !job.state.is_final() && journal.is_some_and(|journal| journal.awaiting.is_some()) {
+        return Ok(());
     }
-    let detail = format!("job {id} is a {}, not a restore", job.spec.kind());
-    Err(Problem::new(ErrorCode::NoSuchJob, detail))
+    let phase = job.restore_phase.map_or("none", Phase::as_str);
+    let detail = format!("restore {} is in phase {phase} and does not wait for a decision", job.id);
+    Err(Problem { job: Some(job.id), ..Problem::new(ErrorCode::RestoreNotWaiting, detail) })
+}
+
+/// The whole of a timeline: everything that was ever committed on it.
+fn back_to(timeline: crate::domain::Timeline) -> Wish {
+    Wish {
+        target: RecoveryTarget::Latest,
+        set: None,
+        repo: None,
+        timeline: Some(TargetTimeline::Number(timeline)),
+    }
+}
+
+async fn new_target(
+    state: &AppState,
+    spec: &RestoreSpec,
+    wish: Wish,
+    on_reached: OnReached,
+    accept: Vec<CheckId>,
+) -> Outcome<NewTarget> {
+    let target = wish.target.clone();
+    let request = PlanRequest { wish, on_reached, databases: spec.databases.clone(), accept };
+    let plan = state.planner.plan(&spec.stanza, request, None).await?;
+    refuse_failed(&plan)?;
+    Ok(NewTarget { target, pinned: plan.pinned(), on_reached })
+}
+
+async fn steered(state: &AppState, id: JobId, steer: Steer, caller: &Caller) -> Outcome<Response> {
+    let job = state.jobs.steer(id, steer, caller.by).await?;
+    Ok((StatusCode::ACCEPTED, Json(JobView::from(job))).into_response())
+}
+
+/// An undo that is asked for.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct UndoRequest {
+    /// The stanza's name: PGDATA is replaced.
+    #[schema(example = "main")]
+    confirm: Option<String>,
+    /// Whether a full backup is queued once PostgreSQL takes writes again.
+    #[serde(default = "yes")]
+    #[schema(default = true)]
+    backup_after: bool,
+    /// Failed checks that you take upon yourself.
+    accept: Option<Vec<String>>,
+}
+
+/// Undoes a restore: brings back everything that was committed before it, by restoring the timeline
+/// that the server was on then. An undo is a restore like any other and can be undone too.
+#[utoipa::path(post, path = "/restores/{id}/undo", tag = "restores", params(
+    ("id" = String, Path, description = "the job's id"),
+    ("Prefer" = Option<String>, Header, description = "`wait=N`: answer when the job has ended, at most N seconds from now", example = "wait=600"),
+    ("Idempotency-Key" = Option<String>, Header, description = "the same key and body again get the same answer"),
+), request_body = UndoRequest, responses(
+    (status = 200, description = "the finished job, with `Prefer: wait`", body = JobView),
+    (status = 202, description = "the job", body = JobView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
+    (status = "5XX", body = ProblemBody, content_type = "application/problem+json"),
+))]
+pub(in crate::http) async fn undo(
+    State(state): State<AppState>,
+    caller: Caller,
+    Id(id): Id,
+    Prefer(wait): Prefer,
+    key: IdempotencyKey,
+    Body(request): Body<UndoRequest>,
+) -> Outcome<Response> {
+    let (job, spec) = find_restore(&state, id).await?;
+    confirmed(spec.stanza.as_str(), request.confirm.as_deref())?;
+    let accept = accept(request.accept.as_deref())?;
+    if !job.state.is_final() {
+        let detail = format!("restore {id} is still under way; abandon it instead");
+        return Err(Problem { job: Some(id), ..Problem::new(ErrorCode::NothingToUndo, detail) });
+    }
+    let journal = state.store.kept_journal(id).await?;
+    let timeline = journal.as_ref().and_then(undo_timeline).ok_or_else(|| {
+        let detail = format!("restore {id} changed nothing that could be undone");
+        Problem { job: Some(id), ..Problem::new(ErrorCode::NothingToUndo, detail) }
+    })?;
+    let plan_request = PlanRequest {
+        wish: back_to(timeline),
+        on_reached: OnReached::Promote,
+        databases: Vec::new(),
+        accept,
+    };
+    let plan = plan(&state, &spec.stanza, plan_request, OnConflict::Cancel).await?;
+    let spec =
+        RestoreSpec { backup_after: request.backup_after, undoes: Some(id), ..spec_of(&plan) };
+    let submission = Submission {
+        spec: JobSpec::Restore(spec),
+        trigger: trigger_of(&caller),
+        by: caller.by.to_owned(),
+        on_conflict: OnConflict::Cancel,
+        idempotency_key: key.0,
+    };
+    super::accept(&state, submission, wait).await
 }

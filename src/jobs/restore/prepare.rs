@@ -1,4 +1,5 @@
-//! Before anything is touched: what would be restored, and whether it may be.
+//! Before anything is touched: the journal made from what the plan pinned, and a last look whether
+//! it still holds.
 
 use std::time::Duration;
 
@@ -6,24 +7,26 @@ use tokio::time::sleep;
 
 use super::super::catalog::Freshness;
 use super::super::context::{Context, ServerSide};
+use super::super::plans::{PlanRequest, Planner};
 use super::super::recorder::Recorder;
 use super::super::worker::problem;
 use crate::clock;
 use crate::domain::StanzaName;
 use crate::domain::job::{JobError, JobId, RestoreSpec};
-use crate::domain::restore::{JOURNAL_FORMAT, Journal, Phase};
-use crate::domain::{RepoKey, SegmentSize, WalSegment};
-use crate::pgbackrest::info::{Backup, StanzaInfo, StanzaStatus};
+use crate::domain::plan::Wish;
+use crate::domain::recovery::TargetTimeline;
+use crate::domain::restore::{JOURNAL_FORMAT, Journal, Phase, Pinned};
+use crate::domain::{SegmentSize, WalSegment};
 use crate::pgbackrest::log::Level;
 use crate::postgres::control::ControlData;
-use crate::postgres::pgdata::{self, Content};
+use crate::postgres::pgdata;
 
 /// How long a pgbackrest that somebody runs outside of Headrest may go on before a restore is
 /// refused.
 const FOREIGN_LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Resolves and pins what is restored, and refuses what cannot go well.
-pub(super) async fn plan(
+/// Makes the journal, or says why the restore cannot begin.
+pub(super) async fn journal(
     context: &Context,
     side: &ServerSide,
     spec: &RestoreSpec,
@@ -35,31 +38,9 @@ pub(super) async fn plan(
         .journals
         .read(&spec.stanza)
         .map_err(|error| problem("restore-journal", crate::telemetry::chain(&error), &[]))?;
-    let seen = context
-        .catalog
-        .observe(&spec.stanza, Freshness::New)
-        .await
-        .map_err(|error| problem("repository-unavailable", error.reason, &[]))?;
-
+    let pinned = pin(context, spec).await?;
     let data_dir = &side.data_dir;
-    match pgdata::content(data_dir) {
-        Ok(Content::Foreign) => {
-            return Err(problem(
-                "target-not-empty",
-                format!("{} holds files but no PostgreSQL cluster", data_dir.display()),
-                &["Correct postgres.data_dir."],
-            ));
-        }
-        Ok(Content::Empty | Content::Cluster(_) | Content::HalfRestored(_)) => {}
-        Err(error) => {
-            let message = format!("cannot read PGDATA {}: {error}", data_dir.display());
-            return Err(problem("storage-read", message, &[]));
-        }
-    }
-    refuse_foreign_entries(data_dir.clone()).await?;
-
-    let control = ControlData::read(&side.binaries, &side.env, data_dir).await;
-    let control = match control {
+    let control = match ControlData::read(&side.binaries, &side.env, data_dir).await {
         Ok(control) => Some(control),
         Err(error) => {
             let text = format!("no control data of the present cluster: {error}");
@@ -67,10 +48,8 @@ pub(super) async fn plan(
             None
         }
     };
-    if let Some(control) = &control {
-        refuse_other_system(&seen.stanza, control)?;
-    }
-    let newest = newest_of(&seen.stanza, control.as_ref())?;
+    // While something recovers in PGDATA its control data is the backup's.
+    let own = control.as_ref().filter(|_| !pgdata::recovers(data_dir));
     let mut journal = Journal {
         format: JOURNAL_FORMAT,
         id,
@@ -79,18 +58,31 @@ pub(super) async fn plan(
         written_at: clock::now(),
         by,
         target: spec.target.clone(),
-        set: newest.label.clone(),
-        repo: newest.repo_key.unwrap_or(RepoKey::FIRST),
+        set: pinned.set,
+        repo: pinned.repo,
         pgdata: data_dir.clone(),
         pgdata_identity: pgdata::identity(data_dir).unwrap_or_default(),
         system_id: control.as_ref().map(|control| control.system_id.clone()),
-        timeline: control.as_ref().map(|control| control.timeline),
+        timeline: Some(pinned.timeline),
+        timeline_before: own.map(|control| control.timeline),
         segment_bytes: control.as_ref().map(|control| control.segment_size.get()),
         setting_floors: control.map(|control| control.setting_floors).unwrap_or_default(),
-        archived_until: None,
+        archived_until: pinned.wal_end,
         kept_wal: None,
         undo_point: None,
         inherited_from: None,
+        on_reached: spec.on_reached,
+        databases: spec.databases.clone(),
+        accept: spec.accept.clone(),
+        plan: Some(pinned.plan),
+        undoes: spec.undoes,
+        awaiting: None,
+        awaited_segment: None,
+        accepted_end: None,
+        abandoned: false,
+        unarchived: Vec::new(),
+        stopped_at: None,
+        promotions: 0,
         attempts: 0,
         last_error: None,
     };
@@ -100,9 +92,66 @@ pub(super) async fn plan(
     if let Some(earlier) = earlier.filter(same_place) {
         journal.inherit(&earlier);
     }
-    let text = format!("backup set {} of repository {} is restored", journal.set, journal.repo);
+    if let Some(undoes) = spec.undoes
+        && journal.kept_wal.is_none()
+    {
+        bring_kept_wal(context, &mut journal, undoes).await?;
+    }
+    let text = format!(
+        "backup set {} of repository {} is restored, to {} on timeline {}",
+        journal.set, journal.repo, journal.target, pinned.timeline
+    );
     recorder.say(Level::Info, text).await;
     Ok(journal)
+}
+
+/// What the plan pinned. It was made when the restore was asked for, and the job may have waited
+/// since; a request without a plan (of an earlier version) is planned now.
+async fn pin(context: &Context, spec: &RestoreSpec) -> Result<Pinned, JobError> {
+    let pinned = spec.pinned.as_ref();
+    let request = PlanRequest {
+        wish: Wish {
+            target: spec.target.clone(),
+            set: pinned.map(|pinned| pinned.set.clone()),
+            repo: pinned.map(|pinned| pinned.repo),
+            timeline: pinned.map(|pinned| TargetTimeline::Number(pinned.timeline)),
+        },
+        on_reached: spec.on_reached,
+        databases: spec.databases.clone(),
+        accept: spec.accept.clone(),
+    };
+    let plan = Planner::new(context.clone()).plan(&spec.stanza, request, None).await;
+    let plan = plan.map_err(|error| {
+        let hint = "Make a new plan: POST /api/v1/stanzas/STANZA/restore-plans";
+        problem("plan-stale", crate::telemetry::chain(&error), &[hint])
+    })?;
+    let refusing = plan.refusing();
+    if !refusing.is_empty() {
+        let told: Vec<String> =
+            refusing.iter().map(|check| format!("{}: {}", check.id, check.detail)).collect();
+        return Err(problem("restore-refused", told.join("; "), &[]));
+    }
+    Ok(plan.pinned())
+}
+
+/// An undo needs the WAL that the restore it undoes had kept and could not archive since.
+async fn bring_kept_wal(
+    context: &Context,
+    journal: &mut Journal,
+    undoes: JobId,
+) -> Result<(), JobError> {
+    let kept = context.store.kept_journal(undoes).await;
+    let kept = kept.map_err(|error| problem("internal", crate::telemetry::chain(&error), &[]))?;
+    let Some(kept) = kept.and_then(|undone| undone.kept_wal).filter(|dir| dir.exists()) else {
+        return Ok(());
+    };
+    let own = context.journals.kept_wal_dir(journal);
+    super::wal::copy_directory(&kept, &own).map_err(|error| {
+        let message = format!("cannot take over the WAL kept in {}: {error}", kept.display());
+        problem("storage-write", message, &["Free space in the state directory."])
+    })?;
+    journal.kept_wal = Some(own);
+    Ok(())
 }
 
 /// A backup or expire that somebody runs by hand would be hurt, or hurt us: `expire` has been seen
@@ -138,8 +187,9 @@ pub(super) async fn wait_for_foreign_lock(
     }
 }
 
-/// The newest segment on the journal's timeline that the archive must have, from all that can be
-/// known: what precedes the last checkpoint's segment was archived or still shows as `.ready`.
+/// The newest segment on the timeline that the server was on that the archive must have, from all
+/// that can be known: what precedes the last checkpoint's segment was archived or still shows as
+/// `.ready`.
 pub(super) async fn archive_end(
     context: &Context,
     control: Option<&ControlData>,
@@ -148,7 +198,7 @@ pub(super) async fn archive_end(
 ) -> Option<WalSegment> {
     let before_redo = control
         .and_then(|control| WalSegment::parse(&control.redo_segment, segment_size).ok())
-        .and_then(super::wal::before);
+        .and_then(|segment| segment.previous());
     let seen = context.catalog.observe(&journal.stanza, Freshness::New).await.ok();
     let in_archive = seen
         .iter()
@@ -162,84 +212,22 @@ pub(super) async fn archive_end(
     in_archive.chain(before_redo).chain(known_before).max_by_key(WalSegment::number)
 }
 
-/// The newest set of the cluster that is there: after an upgrade the repository still has those of
-/// the cluster before it.
-fn newest_of<'a>(
-    stanza: &'a StanzaInfo,
-    control: Option<&ControlData>,
-) -> Result<&'a Backup, JobError> {
-    let Some(control) = control else {
-        return stanza.newest_backup().ok_or_else(|| nothing_to_restore(stanza));
-    };
-    let of_this_cluster = |backup: &&Backup| {
-        let mut entries = stanza.databases.iter().filter(|database| {
-            database.id == backup.database_id && database.repo_key == backup.repo_key
-        });
-        entries.all(|database| database.system_id == control.system_id)
-    };
-    let own = stanza.backups.iter().filter(of_this_cluster);
-    own.max_by_key(|backup| (backup.stopped_at, &backup.label)).ok_or_else(|| {
-        if stanza.backups.is_empty() {
-            return nothing_to_restore(stanza);
-        }
-        problem(
-            "no-such-backup",
-            format!(
-                "no backup is of the cluster in PGDATA (system identifier {})",
-                control.system_id
-            ),
-            &["Take a full backup of this cluster first."],
-        )
-    })
-}
-
-fn nothing_to_restore(stanza: &StanzaInfo) -> JobError {
-    match stanza.status.meaning() {
-        StanzaStatus::Other(_) => {
-            let told = stanza.repos.iter().map(|repo| repo.status.message.clone());
-            let message = told.collect::<Vec<_>>().join("; ");
-            let hint = "The repository cannot be read (wrong cipher pass, permissions, network?).";
-            problem("repository-unavailable", message, &[hint])
-        }
-        _ => problem(
-            "no-such-backup",
-            format!("there is no backup to restore: {}", stanza.status.message),
-            &["Take a full backup first."],
-        ),
-    }
-}
-
+/// Once more, now that nobody changes PGDATA any more: an entry that cannot be replaced would be
+/// found only when `pg_control` is gone.
 pub(super) async fn refuse_foreign_entries(data_dir: std::path::PathBuf) -> Result<(), JobError> {
     let uid = rustix::process::geteuid().as_raw();
-    let walk = tokio::task::spawn_blocking(move || pgdata::foreign_entry(&data_dir, uid)).await;
-    match walk {
-        Ok(Ok(Some(path))) => Err(problem(
-            "storage-read",
-            format!(
-                "{} in PGDATA does not belong to the user PostgreSQL runs as, or cannot be \
-                 changed by it; a restore would fail on it half way",
-                path.display()
-            ),
-            &["Give it to that user, or move it out of PGDATA, then restore again."],
-        )),
-        Ok(Ok(None)) => Ok(()),
-        // Not there, or changing under a running server: the restore itself will tell.
-        Ok(Err(_)) | Err(_) => Ok(()),
-    }
-}
-
-fn refuse_other_system(stanza: &StanzaInfo, control: &ControlData) -> Result<(), JobError> {
-    let known: Vec<&str> = stanza.databases.iter().map(|db| db.system_id.as_str()).collect();
-    if known.is_empty() || known.contains(&control.system_id.as_str()) {
+    let walk = tokio::task::spawn_blocking(move || pgdata::survey(&data_dir, uid)).await;
+    let Ok(Ok(pgdata::Survey { foreign: Some(path), .. })) = walk else {
+        // Not there: the restore itself will tell.
         return Ok(());
-    }
+    };
     Err(problem(
-        "wrong-cluster",
+        "storage-read",
         format!(
-            "PGDATA holds the cluster with system identifier {}, the repository has backups of {}",
-            control.system_id,
-            known.join(", ")
+            "{} in PGDATA does not belong to the user PostgreSQL runs as, or cannot be changed by \
+             it; a restore would fail on it half way",
+            path.display()
         ),
-        &["Restoring would replace another database. Correct pg1-path or the repository."],
+        &["Give it to that user, or move it out of PGDATA, then restore again."],
     ))
 }

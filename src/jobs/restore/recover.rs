@@ -1,17 +1,19 @@
 //! Following a fenced server to the end of its recovery, and promoting it.
 //!
-//! Without a target the end is where WAL stops: the server waits for a segment that nobody has.
-//! The same waiting, for a segment that the archive has or should have, is a gap; then it goes on
-//! waiting, and says for what.
+//! With a target the end is where the server pauses by itself. Without one it is where WAL stops: the
+//! server waits for a segment that nobody has. The same waiting, for a segment that the archive has
+//! or should have, is a gap; then it goes on waiting, says for what, and takes decisions.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::super::archive::Archive;
 use super::super::catalog::Freshness;
 use super::super::worker::problem;
-use super::{Run, Stop};
-use crate::domain::restore::{Phase, promoted};
+use super::{Next, Run, Stop};
+use crate::domain::recovery::{OnReached, RecoveryTarget};
+use crate::domain::restore::{Awaiting, Phase, promoted};
 use crate::domain::{Lsn, WalSegment};
 use crate::pgbackrest::info::StanzaStatus;
 use crate::pgbackrest::log::Level;
@@ -25,6 +27,9 @@ use crate::process::inspect;
 const LOOK_EVERY: Duration = Duration::from_millis(40);
 /// How often what is waited for is said.
 const SAY_EVERY: Duration = Duration::from_secs(30);
+/// How long recovery may stand before consistency, where only its title tells what it does, until
+/// that is said.
+const SAY_BEFORE_CONSISTENCY: Duration = Duration::from_secs(5);
 /// How long a standstill must last to count. That the server sleeps before its next try says that
 /// every source has failed already; a second look makes sure that it was not in between.
 const STANDSTILL: Duration = Duration::from_millis(100);
@@ -40,21 +45,52 @@ enum Waiting {
     AtGap(WalSegment),
 }
 
+/// How a look at recovery came out.
+enum Seen {
+    /// It goes on.
+    Going,
+    /// It is where it should end; this is what it shows.
+    Ended(RecoveryFacts),
+    /// Somebody decided otherwise.
+    Elsewhere(Next),
+}
+
 /// A standstill: where, and since when.
 type Still = Option<(Option<Lsn>, Instant)>;
 
+/// What is remembered from look to look.
+struct Following {
+    connection: Option<Connection>,
+    starts: u32,
+    still: Still,
+    said: Option<Instant>,
+    /// What the title of the startup process was before consistency, and since when.
+    title: Option<(String, Instant)>,
+    doubted: Option<Instant>,
+}
+
 impl Run<'_> {
-    /// Starts the server fenced, follows it to the end of the archive, looks, and promotes.
-    pub(super) async fn follow_recovery(&mut self) -> Result<(), Stop> {
-        let (connection, facts) = loop {
-            let connection = self.recover_to_the_end().await?;
-            // A server that leaves in this very moment is started and followed again.
-            if let Ok(facts) = connection.recovery().await {
-                break (connection, facts);
+    /// Starts the server fenced, follows it to where it should end, looks, and promotes or waits.
+    pub(super) async fn follow_recovery(&mut self) -> Result<Next, Stop> {
+        let mut following = Following {
+            connection: None,
+            starts: 0,
+            still: None,
+            said: None,
+            title: None,
+            doubted: None,
+        };
+        let facts = loop {
+            match self.look(&mut following).await? {
+                Seen::Going => sleep(LOOK_EVERY).await,
+                Seen::Ended(facts) => break facts,
+                Seen::Elsewhere(next) => return Ok(next),
             }
         };
+        let Some(connection) = following.connection else { return Ok(Next::Recover) };
         (self.result.replayed_lsn, self.result.last_commit_at) =
             (facts.replayed, facts.last_commit_at);
+        self.verify(&facts)?;
         self.enter(Phase::Verified).await?;
         let text = format!(
             "replayed to {}, last commit {}",
@@ -62,105 +98,174 @@ impl Run<'_> {
             facts.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string())
         );
         self.recorder.say(Level::Info, text).await;
+        if self.journal.on_reached == OnReached::Pause && self.journal.accepted_end.is_none() {
+            match self.wait_at_the_target(&connection, &facts).await? {
+                Next::Unfence => {}
+                other => return Ok(other),
+            }
+        }
         self.promote(&connection).await
     }
 
-    async fn recover_to_the_end(&mut self) -> Result<Connection, Stop> {
-        let mut starts = 0;
-        let mut connection: Option<Connection> = None;
-        let mut still: Still = None;
-        let mut said: Option<Instant> = None;
-        let began = Instant::now();
-        loop {
-            if self.context.shutdown.is_cancelled() {
-                return Err(Stop::Later);
+    /// One look at a recovering server.
+    async fn look(&mut self, following: &mut Following) -> Result<Seen, Stop> {
+        self.shutting_down()?;
+        let status = self.context.postgres.status();
+        match status.state {
+            ServerState::Down | ServerState::Failed => {
+                following.connection = None;
+                self.start_again(following, status.state, status.reason).await?;
             }
-            let status = self.context.postgres.status();
-            match status.state {
-                ServerState::Down | ServerState::Failed => {
-                    connection = None;
-                    if starts >= STARTS || status.state == ServerState::Failed && starts > 0 {
-                        let reason = status.reason.unwrap_or_default();
-                        return Err(Stop::NeedsOperator(problem(
-                            "recovery-failed",
-                            format!("PostgreSQL does not recover: {reason}"),
-                            &["Look at GET /api/v1/processes/postgres/log."],
-                        )));
-                    }
-                    // What made it leave may take a moment to go away.
-                    sleep(Duration::from_millis(500) * starts).await;
-                    starts += 1;
-                    self.start_fenced().await?;
-                }
-                ServerState::Ready => {
-                    return Err(Stop::NeedsOperator(problem(
-                        "recovery-failed",
-                        "PostgreSQL left recovery before anybody asked for it",
-                        &[],
-                    )));
-                }
-                // The supervisor starts it as soon as nothing is in the way.
-                ServerState::BackingOff
-                | ServerState::Starting
-                | ServerState::Recovering
-                | ServerState::Stopping => {}
+            ServerState::Ready => {
+                return Err(Stop::NeedsOperator(problem(
+                    "recovery-failed",
+                    "PostgreSQL left recovery before anybody asked for it",
+                    &[],
+                )));
             }
-            if connection.is_none() && status.state == ServerState::Recovering {
-                connection = self.connect().await;
-            }
-            let facts = match &connection {
-                Some(open) => open.recovery().await.ok(),
-                None => None,
-            };
-            if let Some(facts) = facts {
-                self.tell_progress(&facts).await;
-                match self.standstill(&facts, &mut still) {
-                    Some(Waiting::AtTheEnd(wanted)) => match self.doubt(wanted).await {
-                        None => {
-                            if let Some(connection) = connection {
-                                return Ok(connection);
-                            }
-                        }
-                        Some(doubt) => {
-                            still = None;
-                            self.waiting_for = Some(doubt.clone());
-                            if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
-                                said = Some(Instant::now());
-                                self.recorder.say(Level::Warn, doubt).await;
-                            }
-                            sleep(Duration::from_secs(1)).await;
-                        }
-                    },
-                    Some(Waiting::AtGap(segment))
-                        if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) =>
-                    {
-                        said = Some(Instant::now());
-                        self.say_gap(segment).await;
-                    }
-                    Some(Waiting::AtGap(_)) | None => {}
-                }
-            } else {
-                connection = None;
-                still = None;
-                // Before consistency nobody can connect; the process title is all there is.
-                if said.map_or(began, |at| at).elapsed() >= SAY_EVERY {
-                    said = Some(Instant::now());
-                    self.say_before_consistency().await;
-                }
-            }
-            sleep(LOOK_EVERY).await;
+            // The supervisor starts it as soon as nothing is in the way.
+            ServerState::BackingOff
+            | ServerState::Starting
+            | ServerState::Recovering
+            | ServerState::Stopping => {}
         }
+        if following.connection.is_none() && status.state == ServerState::Recovering {
+            following.connection = self.connect().await;
+        }
+        let facts = match &following.connection {
+            Some(open) => open.recovery().await.ok(),
+            None => None,
+        };
+        if let Some(order) = self.decision()
+            && let Some(next) = self.obey(order, facts.is_some()).await?
+        {
+            return Ok(Seen::Elsewhere(next));
+        }
+        let Some(facts) = facts else {
+            following.connection = None;
+            following.still = None;
+            self.look_before_consistency(following).await;
+            return Ok(Seen::Going);
+        };
+        self.tell_progress(&facts).await;
+        if facts.paused {
+            return self.on_pause(facts).await;
+        }
+        match self.standstill(&facts, &mut following.still) {
+            None => {}
+            Some(Waiting::AtGap(segment) | Waiting::AtTheEnd(segment))
+                if self.journal.accepted_end == Some(segment.to_string()) =>
+            {
+                return Ok(Seen::Ended(facts));
+            }
+            Some(Waiting::AtGap(segment)) => {
+                self.wait_for(Some(Awaiting::Gap), Some(segment)).await;
+                if following.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+                    following.said = Some(Instant::now());
+                    self.say_gap(segment).await;
+                }
+            }
+            Some(Waiting::AtTheEnd(segment)) => {
+                return self.at_the_end(segment, facts, following).await;
+            }
+        }
+        Ok(Seen::Going)
+    }
+
+    /// A server that is down, in the middle of recovery, is started again.
+    async fn start_again(
+        &mut self,
+        following: &mut Following,
+        state: ServerState,
+        reason: Option<String>,
+    ) -> Result<(), Stop> {
+        let starts = following.starts;
+        if starts >= STARTS || state == ServerState::Failed && starts > 0 {
+            let reason = reason.unwrap_or_default();
+            return Err(Stop::NeedsOperator(problem(
+                "recovery-failed",
+                format!("PostgreSQL does not recover: {reason}"),
+                &["Look at GET /api/v1/processes/postgres/log."],
+            )));
+        }
+        // What made it leave may take a moment to go away.
+        sleep(Duration::from_millis(500) * starts).await;
+        following.starts += 1;
+        self.start_fenced().await
     }
 
     async fn start_fenced(&mut self) -> Result<(), Stop> {
         let timeline = self.journal.timeline;
+        let accepted = self.journal.accepted_end.is_some();
         let fenced = FencedStart {
             timeline: timeline.map_or_else(|| "latest".to_owned(), |t| t.to_string()),
             setting_floors: self.journal.setting_floors.clone(),
+            // Before an end that somebody accepted there is no target, and no more WAL either:
+            // if the missing segment came back now, nothing would stop recovery at the target.
+            target: if accepted { Vec::new() } else { self.journal.target.settings() },
+            restore_command: accepted.then(|| self.side.histories_only.clone()),
         };
         self.order(Order::StartFenced(fenced)).await.map_err(|refusal| {
             Stop::NeedsOperator(problem("postgres-unavailable", refusal.to_string(), &[]))
         })
+    }
+
+    /// A paused server is at its target, or met a setting in the WAL that is higher than its own.
+    async fn on_pause(&mut self, facts: RecoveryFacts) -> Result<Seen, Stop> {
+        if let Some(control) = self.control().await {
+            let too_low = |(name, value): (&String, &u64)| {
+                self.journal.setting_floors.get(name).is_none_or(|floor| value > floor)
+            };
+            if control.setting_floors.iter().any(too_low) {
+                let text = "a setting was raised in the WAL; starting again with it";
+                self.recorder.say(Level::Info, text).await;
+                self.learn_from_restored(&control);
+                self.stop_server().await?;
+                return Ok(Seen::Elsewhere(Next::Recover));
+            }
+        }
+        Ok(Seen::Ended(facts))
+    }
+
+    /// There is no more WAL. Without a target that is where recovery should end.
+    async fn at_the_end(
+        &mut self,
+        wanted: WalSegment,
+        facts: RecoveryFacts,
+        following: &mut Following,
+    ) -> Result<Seen, Stop> {
+        // The repository is not asked more than once a second.
+        if following.doubted.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
+            return Ok(Seen::Going);
+        }
+        if let Some((doubt, awaiting)) = self.doubt(wanted).await {
+            following.still = None;
+            following.doubted = Some(Instant::now());
+            self.wait_for(awaiting, awaiting.map(|_| wanted)).await;
+            self.waiting_for = Some(doubt.clone());
+            if following.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+                following.said = Some(Instant::now());
+                self.recorder.say(Level::Warn, doubt).await;
+            }
+            return Ok(Seen::Going);
+        }
+        if self.journal.target == RecoveryTarget::Latest {
+            return Ok(Seen::Ended(facts));
+        }
+        following.doubted = Some(Instant::now());
+        self.wait_for(Some(Awaiting::End), Some(wanted)).await;
+        let last = facts.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string());
+        let text = format!(
+            "the WAL ends before {}: the last commit is of {last}. Choose another target, promote \
+             it as it is (accepting \"target\"), or abandon the restore",
+            self.journal.target
+        );
+        self.waiting_for = Some(text.clone());
+        if following.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+            following.said = Some(Instant::now());
+            self.recorder.say(Level::Warn, text).await;
+        }
+        Ok(Seen::Going)
     }
 
     /// Whether the server waits for WAL, has for a while, and for which.
@@ -192,37 +297,43 @@ impl Run<'_> {
         })
     }
 
-    /// Why the end may not be the end: the repository is asked once more, now that the server says
+    /// Why the end may not be the end: the archive is asked once more, now that the server says
     /// that it has everything. `None` when there is no doubt.
-    async fn doubt(&mut self, wanted: WalSegment) -> Option<String> {
+    async fn doubt(&mut self, wanted: WalSegment) -> Option<(String, Option<Awaiting>)> {
         if self.kept_until().is_some_and(|kept| wanted.number() < kept.number()) {
-            return Some(format!("waiting for WAL {wanted}: later WAL was kept, this is missing"));
+            let text = format!("waiting for WAL {wanted}: later WAL was kept, this is missing");
+            return Some((text, Some(Awaiting::Gap)));
         }
-        let seen = self.context.catalog.observe(&self.journal.stanza, Freshness::New).await;
-        let stanza = match &seen {
-            Ok(seen) => &seen.stanza,
-            Err(error) => {
-                return Some(format!(
-                    "waiting for the repository, to be sure that {wanted} is the end: {error}"
-                ));
-            }
+        let unsure = |why: &str| {
+            Some((
+                format!("waiting for the repository, to be sure that {wanted} is the end: {why}"),
+                None,
+            ))
         };
-        if matches!(stanza.status.meaning(), StanzaStatus::Other(_)) {
-            return Some(format!(
-                "waiting for the repository, to be sure that {wanted} is the end"
-            ));
-        }
+        let stanza = self.journal.stanza.clone();
+        let seen = match self.context.catalog.observe(&stanza, Freshness::New).await {
+            Ok(seen) if matches!(seen.stanza.status.meaning(), StanzaStatus::Other(_)) => {
+                return unsure(&seen.stanza.status.message);
+            }
+            Ok(seen) => seen,
+            Err(error) => return unsure(&error.reason),
+        };
         let size = self.segment_size();
-        let in_archive = stanza
-            .archives
-            .iter()
-            .filter_map(|archive| archive.max.as_deref())
-            .filter_map(|name| WalSegment::parse(name, size).ok())
-            .filter(|max| self.journal.timeline.is_none_or(|ours| max.timeline() == ours));
-        let max = in_archive.max_by_key(WalSegment::number)?;
-        (max.number() >= wanted.number()).then(|| {
-            format!("waiting for WAL {wanted}, which the archive should have: it goes on to {max}")
-        })
+        let system_id = self.journal.system_id.as_deref();
+        let archives =
+            self.context.archives.look(&stanza, &seen.stanza, system_id, size, false).await;
+        let archive = match archives {
+            Ok(archives) => Archive::union(archives.values(), size),
+            Err(error) => return unsure(&error.reason),
+        };
+        let branch = archive.timelines.branch(self.journal.timeline?);
+        let last = archive.segments.last(branch.tip(), size);
+        let there = branch.candidates(wanted.number(), size).any(|s| archive.segments.has(s));
+        let last = last.filter(|last| last.number() > wanted.number() || there)?;
+        let text = format!(
+            "waiting for WAL {wanted}, which the archive should have: it goes on to {last}"
+        );
+        Some((text, Some(Awaiting::Gap)))
     }
 
     async fn tell_progress(&mut self, facts: &RecoveryFacts) {
@@ -235,6 +346,9 @@ impl Run<'_> {
             // It moves again.
             self.last_replayed = Some(replayed);
             self.waiting_for = None;
+            if self.journal.awaiting.is_some() {
+                self.wait_for(None, None).await;
+            }
         }
         let waiting = self.waiting_for.clone();
         self.recorder
@@ -250,46 +364,109 @@ impl Run<'_> {
             .await;
     }
 
-    async fn say_before_consistency(&mut self) {
+    /// Before consistency nobody can connect; the title of the startup process is all there is.
+    async fn look_before_consistency(&mut self, following: &mut Following) {
         let size = self.segment_size();
         let mut titles = pgdata::servers_in(&self.side.data_dir)
             .into_iter()
             .filter_map(|pid| inspect::title(pid.as_raw_nonzero().get()));
+        let Some(title) = titles.find(|title| title.contains(": startup")) else { return };
+        let changed = following.title.as_ref().is_none_or(|(known, _)| *known != title);
+        if changed {
+            following.title = Some((title, Instant::now()));
+            return;
+        }
+        let Some((title, since)) = &following.title else { return };
+        if since.elapsed() < SAY_BEFORE_CONSISTENCY {
+            return;
+        }
         let parse = |name: &str| WalSegment::parse(name, size).ok();
-        let doing = titles.find_map(|title| wanted_segment(&title, parse));
+        let waits = title.contains("waiting for ");
+        let doing = wanted_segment(title, parse);
         let text = match doing {
             Some(segment) => format!(
-                "recovery is at WAL {segment} and not consistent yet; if it stays there, the \
-                 archive does not have that segment"
+                "recovery stands at WAL {segment} and is not consistent yet: the archive does not \
+                 have that segment, or it is damaged"
             ),
             None => "PostgreSQL starts and is not consistent yet".to_owned(),
         };
+        if let Some(segment) = doing.filter(|_| waits) {
+            self.wait_for(Some(Awaiting::Gap), Some(segment)).await;
+        }
         self.waiting_for = Some(text.clone());
         self.recorder.progress(|progress| progress.phase = Some(text.clone())).await;
-        self.recorder.say(Level::Warn, text).await;
+        if following.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+            following.said = Some(Instant::now());
+            self.recorder.say(Level::Warn, text).await;
+        }
     }
 
     async fn say_gap(&mut self, segment: WalSegment) {
         let text = format!(
-            "waiting for WAL {segment}, which the archive should have and does not: recovery goes \
-             on as soon as it is back, and nothing is promoted without it"
+            "waiting for WAL {segment}, which the archive should have and does not, or cannot give: \
+             recovery goes on as soon as it is back, and nothing is promoted without it unless \
+             somebody accepts the gap"
         );
         self.waiting_for = Some(format!("waiting for WAL {segment}"));
         self.recorder.say(Level::Warn, text).await;
     }
 
-    /// Promotes, and believes it only when the control data shows it.
-    async fn promote(&mut self, connection: &Connection) -> Result<(), Stop> {
-        if self.journal.timeline.is_none() {
-            // PGDATA was lost: only now is it known which timeline was recovered.
-            self.journal.timeline = self.control().await.map(|control| control.timeline);
+    /// Whether the server ended where it should. Looked at before anything is promoted.
+    fn verify(&self, facts: &RecoveryFacts) -> Result<(), Stop> {
+        let RecoveryTarget::Time { value, exclusive } = &self.journal.target else {
+            return Ok(());
+        };
+        let Some(last) = facts.last_commit_at else { return Ok(()) };
+        if last < *value || last == *value && !exclusive {
+            return Ok(());
         }
+        Err(Stop::NeedsOperator(problem(
+            "recovery-failed",
+            format!("recovery went past the target {value}: its last commit is of {last}"),
+            &["Nothing was promoted. Restore again."],
+        )))
+    }
+
+    /// Paused, for somebody to look and decide. `Next::Unfence` when it is to be promoted.
+    async fn wait_at_the_target(
+        &mut self,
+        connection: &Connection,
+        facts: &RecoveryFacts,
+    ) -> Result<Next, Stop> {
+        let last = facts.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string());
+        let text = format!(
+            "paused at {}, last commit {last}: look, then promote, choose another target, or \
+             abandon the restore",
+            self.journal.target
+        );
+        self.wait_for(Some(Awaiting::Target), None).await;
+        self.recorder.say(Level::Info, text.clone()).await;
+        self.recorder.progress(|progress| progress.phase = Some(text)).await;
+        loop {
+            self.shutting_down()?;
+            if let Some(order) = self.decision()
+                && let Some(next) = self.obey(order, true).await?
+            {
+                return Ok(next);
+            }
+            // A server that is killed here is started again, and comes to the same place.
+            if connection.recovery().await.is_err() {
+                self.recorder
+                    .say(Level::Warn, "the paused server is gone; starting it again")
+                    .await;
+                self.stop_server().await?;
+                return Ok(Next::Recover);
+            }
+            sleep(LOOK_EVERY * 5).await;
+        }
+    }
+
+    /// Promotes, and believes it only when the control data shows it.
+    async fn promote(&mut self, connection: &Connection) -> Result<Next, Stop> {
         self.enter(Phase::Promoting).await?;
         let asked = connection.promote().await;
-        if self.context.shutdown.is_cancelled() {
-            // The journal says "promoting"; the next start looks at the control data.
-            return Err(Stop::Later);
-        }
+        // The journal says "promoting"; the next start looks at the control data.
+        self.shutting_down()?;
         if let Err(error) = asked {
             // What counts is what the control data shows once nobody changes it any more.
             self.recorder.say(Level::Warn, format!("promotion: {error}")).await;
@@ -299,13 +476,17 @@ impl Run<'_> {
         match control {
             Some(facts) if facts.out_of_recovery && promoted(&self.journal, facts) => {
                 self.result.timeline = Some(facts.timeline);
-                Ok(())
+                Ok(Next::Unfence)
             }
-            Some(_) | None => Err(Stop::NeedsOperator(problem(
-                "recovery-failed",
-                "PostgreSQL was promoted, but its control data does not show a new timeline",
-                &[],
-            ))),
+            // A crash between promotion and checkpoint would come up on the old timeline with rows
+            // past the target: only a new restore is certain.
+            Some(_) | None => {
+                let message = "PostgreSQL was promoted, but its control data does not show a new \
+                               timeline";
+                self.recorder.say(Level::Warn, format!("{message}; restoring again")).await;
+                self.stop_server().await?;
+                self.promotion_failed(message.to_owned())
+            }
         }
     }
 }

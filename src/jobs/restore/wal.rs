@@ -6,21 +6,22 @@
 //! manual, 26.3.5 "Recovering Using a Continuous Archive Backup", step 7).
 
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::super::heartbeat;
 use super::super::journal::sync_directory;
 use super::super::worker::problem;
 use super::{Run, Stop, prepare};
-use crate::clock;
 use crate::domain::restore::UndoPoint;
-use crate::domain::{Lsn, SegmentSize, WalSegment};
+use crate::domain::{SegmentSize, Timeline, WalSegment};
 use crate::pgbackrest::command::ArchivePush;
 use crate::pgbackrest::log::Level;
+use crate::postgres::pg_wal::{PgWal, segment_of};
 use crate::postgres::state::ServerState;
 
 /// How long the last commit may take to reach the archive while the server still runs. Draining
@@ -39,29 +40,37 @@ impl Run<'_> {
         let Some(connection) = self.connect().await else {
             return self.recorder.say(Level::Warn, "cannot connect: no restore point").await;
         };
-        let name = format!("headrest_{}", self.journal.id);
-        match connection.safe_point(&name).await {
-            Ok((timeline, lsn, segment)) => {
-                let point = UndoPoint { timeline, lsn, name, at: clock::now() };
-                self.journal.undo_point = Some(point);
-                if status.archiver.is_some_and(|archiver| archiver.is_failing()) {
-                    let text = "archiving fails at present; the WAL is saved after the stop";
-                    return self.recorder.say(Level::Warn, text).await;
-                }
-                let deadline = tokio::time::Instant::now() + ARCHIVE_PATIENCE;
-                while tokio::time::Instant::now() < deadline && !self.cancel.is_cancelled() {
-                    match connection.last_archived_wal().await {
-                        Ok(Some(last)) if last.get(8..24) >= segment.get(8..24) => return,
-                        _ => sleep(Duration::from_millis(20)).await,
-                    }
-                }
-                let text = format!("WAL segment {segment} did not reach the archive in time");
-                self.recorder.say(Level::Warn, text).await;
-            }
+        let Ok(name) = format!("headrest_{}", self.journal.id).parse() else { return };
+        let made = match connection.safe_point(&name).await {
+            Ok(made) => made,
             Err(error) => {
-                self.recorder.say(Level::Warn, format!("no restore point: {error}")).await;
+                return self.recorder.say(Level::Warn, format!("no restore point: {error}")).await;
+            }
+        };
+        let (commit, lsn) = (made.commit, made.lsn);
+        self.journal.undo_point = Some(UndoPoint {
+            timeline: commit.timeline,
+            lsn,
+            name: name.to_string(),
+            at: commit.at,
+        });
+        if let Err(error) = heartbeat::note(self.context, self.side, commit).await {
+            let text = format!("the last commit was not noted: {error}");
+            self.recorder.say(Level::Warn, text).await;
+        }
+        if status.archiver.is_some_and(|archiver| archiver.is_failing()) {
+            let text = "archiving fails at present; the WAL is saved after the stop";
+            return self.recorder.say(Level::Warn, text).await;
+        }
+        let deadline = tokio::time::Instant::now() + ARCHIVE_PATIENCE;
+        while tokio::time::Instant::now() < deadline && !self.cancel.is_cancelled() {
+            match connection.last_archived_wal().await {
+                Ok(Some(last)) if last.get(8..24) >= made.segment.get(8..24) => return,
+                _ => sleep(Duration::from_millis(20)).await,
             }
         }
+        let text = format!("WAL segment {} did not reach the archive in time", made.segment);
+        self.recorder.say(Level::Warn, text).await;
     }
 
     /// Saves what only `pg_wal` has. The server is down.
@@ -71,7 +80,7 @@ impl Run<'_> {
         let control = self.control().await;
         let control = control.filter(|_| self.journal.inherited_from.is_none());
         if let Some(control) = &control {
-            self.journal.timeline = Some(control.timeline);
+            self.journal.timeline_before = Some(control.timeline);
             self.journal.segment_bytes = Some(control.segment_size.get());
             self.journal.setting_floors.clone_from(&control.setting_floors);
         }
@@ -95,15 +104,25 @@ impl Run<'_> {
                 unpushed.push(path.clone());
             }
         }
-        let end = prepare::archive_end(self.context, control.as_ref(), &self.journal, size).await;
-        let pushed_end = pushed.iter().filter_map(|path| segment_of(path, size));
-        let end = end.into_iter().chain(pushed_end).max_by_key(WalSegment::number);
-        let end = match unpushed.iter().filter_map(|path| segment_of(path, size)).min() {
-            // What could not be pushed is certainly not in the archive.
-            Some(first) => end.into_iter().chain(before(first)).min_by_key(WalSegment::number),
-            None => end,
-        };
-        self.journal.archived_until = end.map(|segment| segment.to_string());
+        // Of another timeline than the server's the plan has told the end.
+        if self.journal.timeline == self.journal.timeline_before
+            || self.journal.timeline_before.is_none()
+        {
+            let end =
+                prepare::archive_end(self.context, control.as_ref(), &self.journal, size).await;
+            let pushed_end = pushed.iter().filter_map(|path| segment_of(path, size));
+            let end = end.into_iter().chain(pushed_end).max_by_key(WalSegment::number);
+            let first_unpushed = unpushed.iter().filter_map(|path| segment_of(path, size)).min();
+            let end = match first_unpushed {
+                // What could not be pushed is certainly not in the archive.
+                Some(first) => {
+                    end.into_iter().chain(first.previous()).min_by_key(WalSegment::number)
+                }
+                None => end,
+            };
+            self.journal.archived_until = end.map(|segment| segment.to_string());
+        }
+        self.journal.unarchived = unpushed.iter().filter_map(|path| name_of(path)).collect();
         let mut keep = wal.without_status;
         keep.extend(unpushed);
         if !keep.is_empty() {
@@ -116,7 +135,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn push(&mut self, segment: &Path) -> bool {
+    /// Pushes one file to the archive.
+    pub(super) async fn push(&mut self, segment: &Path) -> bool {
         let shown = segment.display().to_string();
         let invocation = ArchivePush { stanza: &self.journal.stanza, segment: &shown }.invocation();
         let env = self.context.server_env(&self.journal.stanza);
@@ -185,6 +205,12 @@ impl Run<'_> {
         segments.filter(|s| ours.is_none_or(|t| s.timeline() == t)).max_by_key(WalSegment::number)
     }
 
+    /// Whether the history of a timeline is only in what was kept.
+    pub(super) fn keeps_history(&self, timeline: Timeline) -> bool {
+        let name = format!("{:08X}.history", timeline.get());
+        self.journal.kept_wal.as_ref().is_some_and(|kept| kept.join(name).exists())
+    }
+
     /// The kept segments are not needed any more.
     pub(super) fn forget_kept_wal(&mut self) {
         if let Some(kept) = self.journal.kept_wal.take()
@@ -200,58 +226,6 @@ impl Run<'_> {
     }
 }
 
-/// What is in `pg_wal`, as far as the archive may not have it.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct PgWal {
-    /// Files whose turn to be archived has come, in order.
-    ready: Vec<PathBuf>,
-    /// Segments the archiver was not told of yet: above all the one being written.
-    without_status: Vec<PathBuf>,
-}
-
-impl PgWal {
-    fn read(pg_wal: &Path, size: SegmentSize) -> io::Result<Self> {
-        let mut found = Self::default();
-        let status = pg_wal.join("archive_status");
-        for entry in fs::read_dir(pg_wal)? {
-            let path = entry?.path();
-            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-            let has = |ending: &str| status.join(format!("{name}{ending}")).exists();
-            if has(".ready") {
-                found.ready.push(path);
-            } else if !has(".done")
-                && let Ok(segment) = WalSegment::parse(name, size)
-                && begins_with_own_page(&path, segment)?
-            {
-                found.without_status.push(path);
-            }
-        }
-        // History files first ("0000000A.history" sorts before its segments), then in WAL order.
-        found.ready.sort();
-        found.without_status.sort();
-        Ok(found)
-    }
-}
-
-/// Whether a segment was written to: a recycled one still begins with the page of its former life
-/// (`XLogPageHeaderData`: magic, info, timeline, then the page's own address at byte 8). The first
-/// segment of a new timeline is a copy of the old one's, so its pages name an older timeline.
-fn begins_with_own_page(path: &Path, segment: WalSegment) -> io::Result<bool> {
-    let mut header = [0; 16];
-    let mut file = File::open(path)?;
-    match file.read_exact(&mut header) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-        Err(error) => return Err(error),
-    }
-    let timeline = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
-    let mut address = [0; 8];
-    address.copy_from_slice(&header[8..]);
-    let address = u64::from_ne_bytes(address);
-    let ours = (1..=segment.timeline().get()).contains(&timeline);
-    Ok(ours && address == segment.start().get())
-}
-
 /// Copies a file so that it is there whole or not at all, also after a power failure.
 fn copy_durably(from: &Path, to: &Path) -> io::Result<()> {
     let mut temporary = to.as_os_str().to_owned();
@@ -262,14 +236,21 @@ fn copy_durably(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(&temporary, to)
 }
 
-/// The segment before this one.
-pub(super) fn before(segment: WalSegment) -> Option<WalSegment> {
-    let last_byte = segment.start().get().checked_sub(1)?;
-    Some(WalSegment::containing(segment.timeline(), Lsn::new(last_byte), segment.size()))
+/// Copies the files of a directory, durably.
+pub(super) fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(to) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        copy_durably(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    sync_directory(to)
 }
 
-fn segment_of(path: &Path, size: SegmentSize) -> Option<WalSegment> {
-    WalSegment::parse(path.file_name()?.to_str()?, size).ok()
+fn name_of(path: &Path) -> Option<String> {
+    path.file_name()?.to_str().map(str::to_owned)
 }
 
 fn unsaved(message: String) -> Stop {
@@ -284,37 +265,6 @@ fn unsaved(message: String) -> Stop {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn write_segment(path: &Path, timeline: u32, address: u64) {
-        let mut page = vec![0u8; 8192];
-        page[4..8].copy_from_slice(&timeline.to_ne_bytes());
-        page[8..16].copy_from_slice(&address.to_ne_bytes());
-        fs::write(path, page).unwrap();
-    }
-
-    #[test]
-    fn only_what_the_archive_does_not_have_is_found() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        fs::create_dir(at("archive_status")).unwrap();
-        let size = SegmentSize::DEFAULT;
-        let address = |number: u64| number * size.get();
-        write_segment(&at("000000010000000000000003"), 1, address(3));
-        fs::write(at("archive_status/000000010000000000000003.done"), "").unwrap();
-        write_segment(&at("000000010000000000000004"), 1, address(4));
-        fs::write(at("archive_status/000000010000000000000004.ready"), "").unwrap();
-        write_segment(&at("000000010000000000000005"), 1, address(5));
-        // Just promoted: still a copy of the old timeline's.
-        write_segment(&at("000000020000000000000005"), 1, address(5));
-        // Recycled, not yet written to.
-        write_segment(&at("000000010000000000000006"), 1, address(2));
-        fs::write(at("00000002.history"), "1\t0/5000000\tno recovery target specified\n").unwrap();
-        fs::write(at("archive_status/00000002.history.ready"), "").unwrap();
-        let found = PgWal::read(dir.path(), size).unwrap();
-        assert_eq!(found.ready, [at("000000010000000000000004"), at("00000002.history")]);
-        let unfinished = [at("000000010000000000000005"), at("000000020000000000000005")];
-        assert_eq!(found.without_status, unfinished);
-    }
 
     #[test]
     fn copies_are_whole() {

@@ -102,7 +102,7 @@ pub(super) async fn launch(
 }
 
 /// Where the socket of a fenced server is.
-pub(super) fn fence_dir(state_dir: &Path) -> PathBuf {
+pub fn fence_dir(state_dir: &Path) -> PathBuf {
     state_dir.join("fence")
 }
 
@@ -174,6 +174,12 @@ fn fenced_settings(settings: &Settings, fenced: &FencedStart) -> Vec<(String, St
         "recovery_target_xid",
     ] {
         list.push((name.to_owned(), String::new()));
+    }
+    // After the empty ones: the other way round PostgreSQL takes them for several targets (tested
+    // with 15, 17 and 18).
+    list.extend(fenced.target.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+    if let Some(command) = &fenced.restore_command {
+        list.push(("restore_command".to_owned(), command.clone()));
     }
     // Gone since PostgreSQL 16: naming it would keep a later server from starting.
     if pgdata::major_version(&settings.config.data_dir).is_some_and(|major| major < 16) {

@@ -1,0 +1,393 @@
+//! The checks of a plan, made on the facts and on PGDATA.
+
+use std::path::{Path, PathBuf};
+
+use super::super::context::{Context, ServerSide};
+use super::super::queue::LaneView;
+use super::{Ground, PlanRequest};
+use crate::domain::StanzaName;
+use crate::domain::job::{JobKind, JobResult, JobState};
+use crate::domain::plan::Decision;
+use crate::domain::plan::check::{Check, CheckId};
+use crate::domain::recovery::RecoveryTarget;
+use crate::pgbackrest::info;
+use crate::postgres::pgdata::{self, Content, Survey};
+use crate::store::JobFilter;
+
+/// The names that are always restored.
+const TEMPLATES: [&str; 3] = ["postgres", "template0", "template1"];
+
+pub(super) async fn all(
+    context: &Context,
+    ground: &Ground,
+    request: &PlanRequest,
+    decision: &Decision,
+    lane: Option<LaneView>,
+) -> Vec<Check> {
+    let mut checks = vec![
+        lane_free(lane),
+        no_orphans(context, ground),
+        repository(ground),
+        other_system(ground),
+        target(request, decision),
+        wal_gap(decision, ground),
+    ];
+    if let Some(side) = &context.server {
+        let uid = rustix::process::geteuid().as_raw();
+        let directory = side.data_dir.clone();
+        let survey = tokio::task::spawn_blocking(move || pgdata::survey(&directory, uid)).await;
+        let survey = survey.ok().and_then(Result::ok).unwrap_or_default();
+        let set = context.catalog.set(&side.stanza, &decision.set.label).await.ok();
+        checks.extend([
+            pgdata_is_ours(side, ground),
+            owned_entries(&survey),
+            wal_loss(context, side, ground),
+            space(side, ground, decision, &survey),
+            layout(set.as_deref(), &survey),
+            configuration_files(side),
+        ]);
+        if !request.databases.is_empty() {
+            checks.push(databases(request, set.as_deref()));
+        }
+    }
+    checks.push(version(context));
+    checks
+}
+
+fn lane_free(lane: Option<LaneView>) -> Check {
+    match lane.and_then(|lane| lane.running) {
+        None => Check::pass(CheckId::LaneFree, "no other job of the stanza runs"),
+        Some((id, JobKind::Restore)) => Check::warn(
+            CheckId::LaneFree,
+            format!("restore {id} runs; this one is refused until it has come to its end"),
+        ),
+        Some((id, kind)) => Check::warn(
+            CheckId::LaneFree,
+            format!("{kind} job {id} runs and is cancelled when the restore begins"),
+        ),
+    }
+}
+
+fn no_orphans(context: &Context, ground: &Ground) -> Check {
+    let Some(side) = &context.server else {
+        return Check::pass(CheckId::NoOrphans, "no server of ours");
+    };
+    match context.journals.try_lock(&side.stanza) {
+        Ok(Some(_)) => Check::pass(CheckId::NoOrphans, "no pgbackrest of an earlier restore lives"),
+        Ok(None) if ground.half_done.is_some() => {
+            Check::warn(CheckId::NoOrphans, "processes of the present restore are at work")
+        }
+        Ok(None) => Check::warn(
+            CheckId::NoOrphans,
+            "processes of an earlier pgbackrest restore live; they are ended first",
+        ),
+        Err(error) => Check::fail(CheckId::NoOrphans, crate::telemetry::chain(&error)),
+    }
+}
+
+fn repository(ground: &Ground) -> Check {
+    let troubled: Vec<String> = ground
+        .seen
+        .stanza
+        .repos
+        .iter()
+        .filter(|repo| repo.status.code != 0)
+        .map(|repo| format!("repository {}: {}", repo.key, repo.status.message))
+        .collect();
+    if troubled.is_empty() {
+        return Check::pass(CheckId::Repository, "every repository can be read");
+    }
+    Check::warn(CheckId::Repository, troubled.join("; "))
+}
+
+fn other_system(ground: &Ground) -> Check {
+    let id = CheckId::OtherSystem;
+    let known = &ground.seen.stanza.databases;
+    match &ground.system_id {
+        None => Check::pass(id, "there is no cluster in PGDATA to be replaced"),
+        Some(ours) if ground.other_system => {
+            let known: Vec<&str> = known.iter().map(|db| db.system_id.as_str()).collect();
+            Check::fail(
+                id,
+                format!(
+                    "PGDATA holds the cluster with system identifier {ours}, the backups are of \
+                     {}: another database would be replaced",
+                    known.join(", ")
+                ),
+            )
+        }
+        Some(ours) => Check::pass(id, format!("the backups are of this cluster ({ours})")),
+    }
+}
+
+fn target(request: &PlanRequest, decision: &Decision) -> Check {
+    let target = &request.wish.target;
+    if let Some(why) = &decision.uncertain {
+        return Check::warn(CheckId::Target, why.clone());
+    }
+    let text = match target {
+        RecoveryTarget::Latest => format!("the end of timeline {}", decision.timeline),
+        _ => format!("{target} is on timeline {}, after the end of the set", decision.timeline),
+    };
+    Check::pass(CheckId::Target, text)
+}
+
+fn wal_gap(decision: &Decision, ground: &Ground) -> Check {
+    let start = decision.set.archive_start;
+    let Some(until) = decision.wal_until else {
+        return Check::warn(CheckId::WalGap, "the archive has no WAL of this timeline");
+    };
+    if decision.gaps.is_empty() {
+        let count = until.number().saturating_sub(start.number()) + 1;
+        let text = format!("{count} segments, {start} to {until}, without a gap");
+        return Check::pass(CheckId::WalGap, text);
+    }
+    let gaps: Vec<String> = decision.gaps.iter().map(ToString::to_string).collect();
+    let alive = if ground.catalogue.live.is_some() {
+        " PostgreSQL runs and has everything; what comes after the gap would be lost."
+    } else {
+        ""
+    };
+    let text = format!(
+        "{} between the set and the target: recovery would wait there until they are back.{alive}",
+        gaps.join("; ")
+    );
+    Check::fail(CheckId::WalGap, text)
+}
+
+fn pgdata_is_ours(side: &ServerSide, ground: &Ground) -> Check {
+    let (id, shown) = (CheckId::Pgdata, side.data_dir.display());
+    match &ground.content {
+        Some(Content::Cluster(major)) => {
+            Check::pass(id, format!("{shown} holds a cluster of PostgreSQL {major}"))
+        }
+        Some(Content::Empty) => Check::pass(id, format!("{shown} is empty")),
+        Some(Content::HalfRestored(mark)) => {
+            Check::warn(id, format!("{shown} is half restored ({mark})"))
+        }
+        Some(Content::Foreign) => Check::fail(
+            id,
+            format!(
+                "{shown} holds files but no PostgreSQL cluster; a restore would delete them. \
+                 Correct postgres.data_dir, or empty it"
+            ),
+        ),
+        None => Check::fail(id, format!("{shown} cannot be read")),
+    }
+}
+
+fn owned_entries(survey: &Survey) -> Check {
+    match &survey.foreign {
+        None => Check::pass(CheckId::OwnedEntries, "every entry of PGDATA can be replaced"),
+        Some(path) => Check::fail(
+            CheckId::OwnedEntries,
+            format!(
+                "{} in PGDATA does not belong to the user PostgreSQL runs as, or cannot be changed \
+                 by it; a restore would fail on it half way. Give it to that user, or move it out \
+                 of PGDATA",
+                path.display()
+            ),
+        ),
+    }
+}
+
+/// What is not in the archive is kept in the state directory for the time of the restore.
+fn wal_loss(context: &Context, side: &ServerSide, ground: &Ground) -> Check {
+    let id = CheckId::WalLoss;
+    let catalogue = &ground.catalogue;
+    let pending = catalogue.current.and_then(|current| catalogue.local.of(current));
+    let count = pending
+        .map_or(0, |ranges| ranges.iter().map(|(first, last)| last - first + 1).sum::<u64>());
+    let needed = count.saturating_mul(catalogue.segment_size.get());
+    let place = context.journals.lock_path(&side.stanza);
+    match pgdata::free_bytes(&place) {
+        Ok(free) if free < needed => Check::fail(
+            id,
+            format!(
+                "{count} WAL segments ({needed} bytes) may not be in the archive yet, and there are \
+                 only {free} bytes free in the state directory to keep them"
+            ),
+        ),
+        Ok(_) => Check::pass(
+            id,
+            format!("{count} WAL segments that may not be archived yet are pushed, or kept aside"),
+        ),
+        Err(error) => Check::fail(id, format!("cannot look at the state directory: {error}")),
+    }
+}
+
+fn space(side: &ServerSide, ground: &Ground, decision: &Decision, survey: &Survey) -> Check {
+    let id = CheckId::Space;
+    let Some(size) = decision.set.size_bytes else {
+        return Check::warn(id, "the size of the set is not known");
+    };
+    let Ok(free) = pgdata::free_bytes(&side.data_dir) else {
+        return Check::warn(id, "the free space cannot be told");
+    };
+    // WAL comes segment by segment; recovery keeps a few.
+    let needed = size.saturating_add(4 * ground.catalogue.segment_size.get());
+    let there = free.saturating_add(survey.disk_bytes);
+    if needed <= there {
+        let text = format!("{needed} bytes are needed, {there} are free or will be replaced");
+        return Check::pass(id, text);
+    }
+    if survey.links.iter().any(|(path, _)| path.parent().is_some_and(|p| p.ends_with("pg_tblspc")))
+    {
+        let text = format!(
+            "the set has {size} bytes, part of them in tablespaces elsewhere; {there} are free or \
+             will be replaced in PGDATA"
+        );
+        return Check::warn(id, text);
+    }
+    Check::fail(
+        id,
+        format!(
+            "{needed} bytes are needed, and only {there} are free or will be replaced on the file \
+             system of {}",
+            side.data_dir.display()
+        ),
+    )
+}
+
+/// Whether what the set links to is there: pgBackRest restores through links, into directories.
+fn layout(set: Option<&info::Backup>, survey: &Survey) -> Check {
+    let id = CheckId::Layout;
+    let Some(set) = set else {
+        return Check::warn(id, "the tablespaces and links of the set could not be asked for");
+    };
+    let mut missing = Vec::new();
+    let spaces = set.tablespaces.iter().map(|space| (&space.name, &space.destination));
+    let links = set.links.iter().map(|link| (&link.name, &link.destination));
+    let mut count = 0;
+    for (name, destination) in spaces.chain(links) {
+        count += 1;
+        if !is_usable(Path::new(destination)) {
+            missing.push(format!("{name} -> {destination}"));
+        }
+    }
+    if !missing.is_empty() {
+        return Check::fail(
+            id,
+            format!(
+                "these places of the set are not directories that can be written to: {}. Make \
+                 them, owned by the user PostgreSQL runs as",
+                missing.join(", ")
+            ),
+        );
+    }
+    // A link that the set does not have becomes a plain directory in PGDATA.
+    let in_set = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let of_links = set.links.iter().any(|link| link.name.ends_with(&name));
+        of_links || set.tablespaces.iter().any(|s| s.oid.is_some_and(|o| o.to_string() == name))
+    };
+    let gone: Vec<String> = survey
+        .links
+        .iter()
+        .filter(|(path, _)| !in_set(path))
+        .map(|(path, to)| format!("{} -> {}", path.display(), to.display()))
+        .collect();
+    if gone.is_empty() {
+        return Check::pass(id, format!("{count} tablespaces and links come back where they are"));
+    }
+    let text = format!(
+        "the set does not have these links: {}. What they hold stays where it is; PGDATA gets a \
+         directory of its own in their place, or nothing",
+        gone.join(", ")
+    );
+    Check::warn(id, text)
+}
+
+fn is_usable(directory: &Path) -> bool {
+    use rustix::fs::{Access, access};
+    if directory.exists() {
+        return directory.is_dir() && access(directory, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+    }
+    // pgBackRest makes it.
+    directory.parent().is_some_and(|parent| {
+        parent.is_dir() && access(parent, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+    })
+}
+
+fn configuration_files(side: &ServerSide) -> Check {
+    let inside: Vec<&str> =
+        ["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf"]
+            .into_iter()
+            .filter(|name| side.data_dir.join(name).exists())
+            .collect();
+    if inside.is_empty() {
+        return Check::pass(CheckId::ConfigurationFiles, "PGDATA has no configuration files");
+    }
+    let text = format!("{} come back as they were in the backup", inside.join(", "));
+    Check::warn(CheckId::ConfigurationFiles, text)
+}
+
+fn databases(request: &PlanRequest, set: Option<&info::Backup>) -> Check {
+    let id = CheckId::Databases;
+    let Some(set) = set else {
+        return Check::fail(id, "the databases of the set could not be asked for");
+    };
+    let names: Vec<&str> = set.database_refs.iter().map(|db| db.name.as_str()).collect();
+    for wanted in &request.databases {
+        if TEMPLATES.contains(&wanted.as_str()) {
+            return Check::fail(id, format!("{wanted} is restored in any case; leave it out"));
+        }
+        if !names.contains(&wanted.as_str()) {
+            let text = format!("the set has no database {wanted}, but {}", names.join(", "));
+            return Check::fail(id, text);
+        }
+    }
+    let kept = |name: &&&str| {
+        TEMPLATES.contains(*name) || request.databases.iter().any(|db| db.as_str() == **name)
+    };
+    let lost: Vec<&str> = names.iter().filter(|name| !kept(name)).copied().collect();
+    if lost.is_empty() {
+        return Check::pass(id, "every database of the set is restored");
+    }
+    let text = format!(
+        "only {} come back. The others become unusable and must be dropped: {}",
+        request.databases.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        lost.join(", ")
+    );
+    Check::warn(id, text)
+}
+
+fn version(context: &Context) -> Check {
+    let id = CheckId::PgbackrestVersion;
+    match &context.version {
+        None => Check::fail(id, "pgbackrest cannot be run; see Headrest's log"),
+        Some(version) if version.locks_restore() => Check::pass(id, version.to_string()),
+        Some(version) => Check::warn(
+            id,
+            format!(
+                "{version} does not lock restores (2.56 and later do): nothing keeps a pgbackrest \
+                 that somebody starts by hand away from this one"
+            ),
+        ),
+    }
+}
+
+/// What the last restore took, in proportion.
+pub(super) async fn downtime(
+    context: &Context,
+    stanza: &StanzaName,
+    decision: &Decision,
+) -> Option<u64> {
+    let filter = JobFilter {
+        kind: Some(JobKind::Restore),
+        state: Some(JobState::Succeeded),
+        stanza: Some(stanza.clone()),
+        limit: 1,
+        ..JobFilter::default()
+    };
+    let jobs = context.store.jobs(filter).await.ok()?;
+    let Some(JobResult::Restore(last)) = &jobs.first()?.result else { return None };
+    let took = last.downtime_ms?;
+    let scaled = match (decision.set.size_bytes, last.size_bytes) {
+        (Some(now), Some(then)) if then > 0 => {
+            u128::from(took) * u128::from(now) / u128::from(then)
+        }
+        _ => u128::from(took),
+    };
+    u64::try_from(scaled.div_ceil(1000)).ok()
+}

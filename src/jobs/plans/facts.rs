@@ -1,0 +1,269 @@
+//! Everything that a plan depends on, gathered.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::super::archive::{Archive, databases_of};
+use super::super::catalog::{FRESH_ENOUGH, Freshness, Observation};
+use super::super::context::{Context, ServerSide};
+use super::PlanError;
+use crate::clock;
+use crate::domain::archive::Segments;
+use crate::domain::plan::{Catalogue, Live, Set};
+use crate::domain::restore::Journal;
+use crate::domain::timeline::History;
+use crate::domain::{RepoKey, SegmentSize, StanzaName, Timeline, WalSegment};
+use crate::pgbackrest::info::{self, StanzaInfo, StanzaStatus};
+use crate::pgbackrest::listing;
+use crate::postgres::client::Connection;
+use crate::postgres::control::ControlData;
+use crate::postgres::pg_wal::{PgWal, segment_of};
+use crate::postgres::pgdata::{self, Content};
+
+/// What was found.
+#[derive(Debug, Clone)]
+pub struct Ground {
+    /// What the decision depends on.
+    pub catalogue: Catalogue,
+    /// What `info` said.
+    pub seen: Arc<Observation>,
+    /// What each repository's archive has.
+    pub archives: BTreeMap<RepoKey, Archive>,
+    /// What is in PGDATA; `None` when it cannot be read, or is not ours to look at.
+    pub content: Option<Content>,
+    /// The system identifier of the cluster that is there, or was before a half-done restore.
+    pub system_id: Option<String>,
+    /// The device and inode of PGDATA.
+    pub pgdata_identity: (u64, u64),
+    /// A restore of this PGDATA that was not carried to its end.
+    pub half_done: Option<Journal>,
+    /// The backups are of another cluster than the one in PGDATA.
+    pub other_system: bool,
+}
+
+/// Gathers everything for a restore, as fresh as can be.
+pub(super) async fn gather(context: &Context, stanza: &StanzaName) -> Result<Ground, PlanError> {
+    let side = side_of(context, stanza)?;
+    let journal = context
+        .journals
+        .read(stanza)
+        .map_err(|error| PlanError::Journal(crate::telemetry::chain(&error)))?;
+    let identity = pgdata::identity(&side.data_dir).unwrap_or_default();
+    let half_done = journal.filter(|journal| {
+        let same = journal.pgdata_identity == (0, 0) || journal.pgdata_identity == identity;
+        same && !journal.data_is_whole()
+    });
+    let (half_done, thorough) = (half_done, true);
+    collect(context, stanza, Some(side), half_done, thorough).await
+}
+
+/// The same for a look: the repository is not asked more often than a page needs.
+pub(super) async fn look(context: &Context, stanza: &StanzaName) -> Result<Ground, PlanError> {
+    let side = side_of(context, stanza).ok();
+    let journal = context.journals.read(stanza).ok().flatten();
+    let half_done = journal.filter(|journal| !journal.data_is_whole());
+    collect(context, stanza, side, half_done, false).await
+}
+
+fn side_of<'a>(context: &'a Context, stanza: &StanzaName) -> Result<&'a ServerSide, PlanError> {
+    let side = context.server.as_ref().filter(|side| side.stanza == *stanza);
+    side.ok_or_else(|| PlanError::NotSupervised(stanza.clone()))
+}
+
+async fn collect(
+    context: &Context,
+    stanza: &StanzaName,
+    side: Option<&ServerSide>,
+    half_done: Option<Journal>,
+    thorough: bool,
+) -> Result<Ground, PlanError> {
+    let freshness = if thorough { Freshness::New } else { Freshness::Within(FRESH_ENOUGH) };
+    let unavailable =
+        |error: super::super::catalog::Unavailable| PlanError::Unavailable(error.reason);
+    let seen = context.catalog.observe(stanza, freshness).await.map_err(unavailable)?;
+    refuse_unreadable(&seen.stanza)?;
+    let content = side.and_then(|side| pgdata::content(&side.data_dir).ok());
+    // While a restore recovers, what PGDATA says of itself is the backup's, not the cluster's.
+    let recovers = side.is_some_and(|side| pgdata::recovers(&side.data_dir)) || half_done.is_some();
+    let control = match side {
+        Some(side) => ControlData::read(&side.binaries, &side.env, &side.data_dir).await.ok(),
+        None => None,
+    };
+    let system_id = half_done
+        .as_ref()
+        .and_then(|journal| journal.system_id.clone())
+        .or_else(|| control.as_ref().map(|control| control.system_id.clone()));
+    let known = &seen.stanza.databases;
+    let other_system = system_id
+        .as_ref()
+        .is_some_and(|ours| !known.is_empty() && known.iter().all(|db| db.system_id != *ours));
+    let of_cluster = system_id.as_deref().filter(|_| !other_system);
+    let size = segment_size(half_done.as_ref(), control.as_ref(), &seen.stanza);
+    let archives = context
+        .archives
+        .look(stanza, &seen.stanza, of_cluster, size, thorough)
+        .await
+        .map_err(unavailable)?;
+    let archive = Archive::union(archives.values(), size);
+    let sets = sets_of(&seen.stanza, of_cluster, size);
+
+    let recorded = context.store.timelines(stanza.clone()).await?;
+    let oldest = sets.iter().map(|set| set.stopped_at).min();
+    let samples = match oldest {
+        Some(oldest) => context.store.commits(stanza.clone(), oldest).await?,
+        None => Vec::new(),
+    };
+    let mut born = archive.born.clone();
+    for (timeline, at) in &recorded {
+        let first = born.entry(*timeline).or_insert(*at);
+        *first = (*first).min(*at);
+    }
+    let mut catalogue = Catalogue {
+        now: clock::now(),
+        segment_size: size,
+        sets,
+        timelines: archive.timelines.clone(),
+        born,
+        trail: recorded.keys().copied().collect(),
+        archived: archive.segments.clone(),
+        archived_at: archive.archived_at.clone(),
+        local: Segments::default(),
+        current: None,
+        live: None,
+        last_alive: None,
+        samples,
+        points: context.store.restore_points(stanza.clone()).await?,
+    };
+    if let Some(side) = side.filter(|_| !other_system) {
+        let of_control = control.as_ref().filter(|_| !recovers).map(|control| control.timeline);
+        add_server(context, side, half_done.as_ref(), of_control, &mut catalogue).await;
+    }
+    Ok(Ground {
+        catalogue,
+        seen,
+        archives,
+        content,
+        system_id,
+        pgdata_identity: side
+            .and_then(|side| pgdata::identity(&side.data_dir).ok())
+            .unwrap_or_default(),
+        half_done,
+        other_system,
+    })
+}
+
+/// What the server in PGDATA adds: where it is, what only it has.
+async fn add_server(
+    context: &Context,
+    side: &ServerSide,
+    half_done: Option<&Journal>,
+    of_control: Option<Timeline>,
+    catalogue: &mut Catalogue,
+) {
+    let size = catalogue.segment_size;
+    let newest_of_trail = catalogue.trail.iter().copied().max();
+    if let Some(journal) = half_done {
+        catalogue.current = journal.timeline_before.or(newest_of_trail);
+        catalogue.last_alive = journal.undo_point.as_ref().map(|point| point.at);
+        let kept = journal.kept_wal.as_deref().map(files).unwrap_or_default();
+        let kept = kept.iter().filter_map(|path| segment_of(path, size));
+        catalogue.local = kept.collect();
+        return;
+    }
+    let status = context.postgres.status();
+    if status.takes_writes()
+        && let Some(address) = &status.address
+        && let Ok(connection) = Connection::open(address, || {}).await
+        && let Ok(position) = connection.position().await
+    {
+        catalogue.live = Some(Live { lsn: position.lsn, next_xid: position.next_xid });
+        catalogue.current = Some(position.timeline);
+    } else {
+        catalogue.current = of_control.or(newest_of_trail);
+        catalogue.last_alive = pgdata::last_written(&side.data_dir);
+    }
+    let pg_wal = side.data_dir.join("pg_wal");
+    if let Ok(wal) = PgWal::read(&pg_wal, size) {
+        let own = |segment: &WalSegment| Some(segment.timeline()) == catalogue.current;
+        catalogue.local = wal.segments(size).filter(own).collect();
+    }
+    // A history that is not archived yet.
+    for path in files(&pg_wal) {
+        let Some(timeline) = path.file_name().and_then(|n| n.to_str()).and_then(listing::history)
+        else {
+            continue;
+        };
+        if catalogue.timelines.history(timeline).is_none()
+            && let Ok(text) = std::fs::read_to_string(&path)
+            && let Ok(history) = History::parse(&text)
+        {
+            catalogue.timelines.insert(timeline, history);
+        }
+    }
+}
+
+fn files(directory: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+/// A repository that cannot be read is no empty repository.
+fn refuse_unreadable(stanza: &StanzaInfo) -> Result<(), PlanError> {
+    if matches!(stanza.status.meaning(), StanzaStatus::Other(_)) && stanza.backups.is_empty() {
+        let told: Vec<&str> = stanza.repos.iter().map(|r| r.status.message.as_str()).collect();
+        return Err(PlanError::Unavailable(format!(
+            "the repository cannot be read (wrong cipher pass, permissions, network?): {}",
+            told.join("; ")
+        )));
+    }
+    Ok(())
+}
+
+/// The size of the cluster's WAL segments: as it says itself, else as its backups tell.
+fn segment_size(
+    half_done: Option<&Journal>,
+    control: Option<&ControlData>,
+    stanza: &StanzaInfo,
+) -> SegmentSize {
+    let of_journal = half_done.and_then(|journal| journal.segment_bytes);
+    let of_journal = of_journal.and_then(|bytes| SegmentSize::try_from(bytes).ok());
+    let of_sets = || {
+        let told = |backup: &info::Backup| {
+            SegmentSize::infer(backup.archive_start.as_deref()?, backup.lsn_start?)
+        };
+        stanza.backups.iter().rev().find_map(told)
+    };
+    of_journal
+        .or_else(|| control.map(|control| control.segment_size))
+        .or_else(of_sets)
+        .unwrap_or_default()
+}
+
+/// The sets of the cluster with this system identifier, or of the newest cluster.
+fn sets_of(stanza: &StanzaInfo, system_id: Option<&str>, size: SegmentSize) -> Vec<Set> {
+    let own: Vec<_> =
+        databases_of(stanza, system_id).map(|database| (database.id, database.repo_key)).collect();
+    let of_cluster = |backup: &&info::Backup| own.contains(&(backup.database_id, backup.repo_key));
+    let set = |backup: &info::Backup| -> Option<Set> {
+        Some(Set {
+            label: backup.label.clone(),
+            repo: backup.repo_key.unwrap_or(RepoKey::FIRST),
+            stopped_at: backup.stopped_at?,
+            lsn_stop: backup.lsn_stop?,
+            archive_start: WalSegment::parse(backup.archive_start.as_deref()?, size).ok()?,
+            size_bytes: backup.size_bytes,
+        })
+    };
+    stanza.backups.iter().filter(of_cluster).filter_map(set).collect()
+}
+
+/// The present moment of a look, for answers.
+impl Ground {
+    /// When `info` was asked.
+    pub fn observed_at(&self) -> Timestamp {
+        self.seen.observed_at
+    }
+}

@@ -1,0 +1,103 @@
+//! After a restore: what it left is put in order while clients write again. None of it decides
+//! about the data; what does not work is said.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::super::catalog::Freshness;
+use super::super::heartbeat;
+use super::Run;
+use crate::clock;
+use crate::domain::recovery::RecoveryTarget;
+use crate::pgbackrest::log::Level;
+use crate::postgres::client::Connection;
+
+/// For how many restores of the past kept WAL stays for an undo.
+const KEPT_FOR: u32 = 5;
+
+impl Run<'_> {
+    /// Clients write again; the rest.
+    pub(super) async fn settle(&mut self) {
+        let now = clock::now();
+        let downtime = self.journal.stopped_at.map(|stopped| now.duration_since(stopped));
+        self.result.downtime_ms = downtime.and_then(|span| u64::try_from(span.as_millis()).ok());
+        let seen = self.context.catalog.last(&self.journal.stanza).and_then(Result::ok);
+        let set = seen.and_then(|seen| {
+            let mut backups = seen.stanza.backups.iter();
+            backups.find(|backup| backup.label == self.journal.set)?.size_bytes
+        });
+        self.result.size_bytes = set;
+        if let Some(connection) = self.connect().await {
+            self.tidy_settings(&connection).await;
+            if let Err(error) = heartbeat::beat(self.context, self.side, &connection).await {
+                let text = format!("the first commit of the new timeline was not noted: {error}");
+                self.recorder.say(Level::Warn, text).await;
+            }
+        }
+        self.archive_kept_wal().await;
+        self.remove_old_kept_wal().await;
+        // What the repository holds is another story now.
+        let _ = self.context.catalog.observe(&self.journal.stanza, Freshness::New).await;
+    }
+
+    async fn tidy_settings(&mut self, connection: &Connection) {
+        match connection.reset_recovery_settings().await {
+            Ok(names) if !names.is_empty() => {
+                let text = format!("took {} out of postgresql.auto.conf", names.join(", "));
+                self.recorder.say(Level::Info, text).await;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let text = format!("recovery settings stay in postgresql.auto.conf: {error}");
+                self.recorder.say(Level::Warn, text).await;
+            }
+        }
+    }
+
+    /// Kept WAL that could not be archived before is archived now if it can be, so that the old
+    /// timeline is whole; what only an undo needs stays.
+    async fn archive_kept_wal(&mut self) {
+        let Some(kept) = self.journal.kept_wal.clone() else { return };
+        let mut left = Vec::new();
+        for name in std::mem::take(&mut self.journal.unarchived) {
+            let file = kept.join(&name);
+            if !file.exists() {
+                continue;
+            }
+            // Later ones would only fail the same way.
+            if left.is_empty() && self.push(&file).await {
+                let _ = fs::remove_file(&file);
+            } else {
+                left.push(name);
+            }
+        }
+        self.journal.unarchived = left;
+        let empty = fs::read_dir(&kept).is_ok_and(|mut entries| entries.next().is_none());
+        // Everything of it was replayed, and so is on the new timeline.
+        let replayed = self.journal.target == RecoveryTarget::Latest
+            && self.journal.timeline == self.journal.timeline_before;
+        if empty || replayed {
+            return self.forget_kept_wal();
+        }
+        let text = format!(
+            "WAL that is not in the archive stays in {}: an undo of this restore needs it",
+            kept.display()
+        );
+        self.recorder.say(Level::Warn, text).await;
+    }
+
+    async fn remove_old_kept_wal(&mut self) {
+        let stanza = self.journal.stanza.clone();
+        let Ok(recent) = self.context.store.kept_journals(stanza, KEPT_FOR).await else { return };
+        let wanted: Vec<PathBuf> = recent.into_iter().filter_map(|j| j.kept_wal).collect();
+        let directories = self.context.journals.kept_wal_dirs(&self.journal.stanza);
+        for old in directories.into_iter().filter(|directory| !wanted.contains(directory)) {
+            if self.journal.kept_wal.as_ref() == Some(&old) {
+                continue;
+            }
+            if let Err(error) = fs::remove_dir_all(&old) {
+                tracing::warn!("cannot remove {}: {error}", old.display());
+            }
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What somebody decides about a restore that waits.
+
+use super::super::queue::{Denied, SteerOrder};
+use super::super::worker::problem;
+use super::{Next, Run, Stop};
+use crate::domain::WalSegment;
+use crate::domain::recovery::OnReached;
+use crate::domain::restore::{Awaiting, NewTarget, NotNow, Phase, Steer};
+use crate::pgbackrest::log::Level;
+
+impl Run<'_> {
+    /// Notes what the restore waits for, for everybody to see.
+    pub(super) async fn wait_for(
+        &mut self,
+        awaiting: Option<Awaiting>,
+        segment: Option<WalSegment>,
+    ) {
+        let segment = segment.map(|segment| segment.to_string());
+        if self.journal.awaiting == awaiting && self.journal.awaited_segment == segment {
+            return;
+        }
+        (self.journal.awaiting, self.journal.awaited_segment) = (awaiting, segment);
+        if let Err(error) = self.write_journal().await {
+            self.recorder.say(Level::Warn, error.message).await;
+        }
+        self.helm.phases.tell(self.journal.phase, awaiting).await;
+    }
+
+    /// A decision that came in meanwhile.
+    pub(super) fn decision(&mut self) -> Option<SteerOrder> {
+        self.helm.steering.try_recv().ok()
+    }
+
+    /// Carries a decision out: writes it down, answers, and says how to go on. `None` when it is
+    /// refused, and the restore waits on.
+    pub(super) async fn obey(
+        &mut self,
+        order: SteerOrder,
+        consistent: bool,
+    ) -> Result<Option<Next>, Stop> {
+        let SteerOrder { steer, by, reply } = order;
+        let id = self.journal.id;
+        let refuse = |why| Err(Denied::NotNow { job: id, why });
+        if let Err(why) = steer.allowed(self.journal.phase, self.journal.awaiting) {
+            let _ = reply.send(refuse(why));
+            return Ok(None);
+        }
+        if matches!(steer, Steer::Promote { .. }) && !consistent {
+            let _ = reply.send(refuse(NotNow::NotConsistent));
+            return Ok(None);
+        }
+        let before = self.journal.clone();
+        let (text, next) = match steer {
+            Steer::Promote { accept } => self.accept_promotion(accept),
+            Steer::Retarget(new) => self.point_at(*new),
+            Steer::Abandon(new) => {
+                self.journal.abandoned = true;
+                self.journal.on_reached = OnReached::Promote;
+                let (_, next) = self.point_at(NewTarget { on_reached: OnReached::Promote, ..*new });
+                ("abandoned: bringing back what was there before".to_owned(), next)
+            }
+        };
+        match next {
+            // The journal must not say "restoring" while a server runs, nor name the new set while
+            // it says that the files are those of the old one.
+            Next::Restore => {
+                self.stop_server().await?;
+                self.journal.phase = Phase::Restoring;
+            }
+            Next::Recover => self.journal.phase = Phase::Recovering,
+            Next::Unfence => {}
+        }
+        if let Err(error) = self.write_journal().await {
+            self.journal = before;
+            let message = error.message.clone();
+            let _ = reply.send(Err(Denied::NotWritten(message)));
+            self.recorder.say(Level::Warn, error.message).await;
+            return Ok(None);
+        }
+        self.recorder.say(Level::Info, format!("{by}: {text}")).await;
+        self.helm.phases.tell(self.journal.phase, None).await;
+        // Who asked may have gone; it is decided all the same.
+        let _ = reply.send(Ok(()));
+        if next == Next::Recover {
+            self.stop_server().await?;
+        }
+        Ok(Some(next))
+    }
+
+    /// Promote as it is. `Next::Unfence` stands for "promote now"; before a gap, or the end of
+    /// the WAL, the server must first be started without its target: promoted with one that it
+    /// has not reached, it would end itself (tested with 15, 17 and 18).
+    fn accept_promotion(
+        &mut self,
+        accept: Vec<crate::domain::plan::check::CheckId>,
+    ) -> (String, Next) {
+        self.journal.on_reached = OnReached::Promote;
+        let segment = self.journal.awaited_segment.take();
+        let awaiting = self.journal.awaiting.take();
+        self.journal.accept.extend(accept);
+        match awaiting {
+            Some(Awaiting::Gap | Awaiting::End) => {
+                let text = format!(
+                    "promote before {}, accepting what is left out",
+                    segment.as_deref().unwrap_or("the next WAL segment")
+                );
+                self.journal.accepted_end = segment;
+                (text, Next::Recover)
+            }
+            Some(Awaiting::Target) | None => ("promote".to_owned(), Next::Unfence),
+        }
+    }
+
+    fn point_at(&mut self, new: NewTarget) -> (String, Next) {
+        let forward = !self.journal.abandoned && self.journal.is_forward(&new, self.last_replayed);
+        let text = format!("another target: {}", new.target);
+        let (set, repo) = (self.journal.set.clone(), self.journal.repo);
+        self.journal.retarget(new);
+        if forward {
+            // What was copied stays.
+            (self.journal.set, self.journal.repo) = (set, repo);
+            return (text, Next::Recover);
+        }
+        self.result.set = Some(self.journal.set.clone());
+        self.result.repo = Some(self.journal.repo);
+        (text, Next::Restore)
+    }
+
+    /// Waits until there is no reason to wait any more.
+    pub(super) fn shutting_down(&self) -> Result<(), Stop> {
+        if self.context.shutdown.is_cancelled() { Err(Stop::Later) } else { Ok(()) }
+    }
+
+    /// Too many promotions that did not hold.
+    pub(super) fn promotion_failed(&mut self, message: String) -> Result<Next, Stop> {
+        self.journal.promotions += 1;
+        self.journal.last_error = Some(message.clone());
+        if self.journal.promotions >= super::TRIES {
+            return Err(Stop::NeedsOperator(problem("recovery-failed", message, &[])));
+        }
+        Ok(Next::Restore)
+    }
+}

@@ -1,0 +1,111 @@
+//! What is in `pg_wal` that the archive may not have. Reads only.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use crate::domain::{SegmentSize, WalSegment};
+
+/// What is in `pg_wal`, as far as the archive may not have it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct PgWal {
+    /// Files whose turn to be archived has come, in order.
+    pub ready: Vec<PathBuf>,
+    /// Segments the archiver was not told of yet: above all the one being written.
+    pub without_status: Vec<PathBuf>,
+}
+
+impl PgWal {
+    /// Looks through a `pg_wal`, of a server that is down or running.
+    pub fn read(pg_wal: &Path, size: SegmentSize) -> io::Result<Self> {
+        let mut found = Self::default();
+        let status = pg_wal.join("archive_status");
+        for entry in fs::read_dir(pg_wal)? {
+            let path = entry?.path();
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            let has = |ending: &str| status.join(format!("{name}{ending}")).exists();
+            if has(".ready") {
+                found.ready.push(path);
+            } else if !has(".done")
+                && let Ok(segment) = WalSegment::parse(name, size)
+                && begins_with_own_page(&path, segment)?
+            {
+                found.without_status.push(path);
+            }
+        }
+        // History files first ("0000000A.history" sorts before its segments), then in WAL order.
+        found.ready.sort();
+        found.without_status.sort();
+        Ok(found)
+    }
+
+    /// The segments among them.
+    pub fn segments(&self, size: SegmentSize) -> impl Iterator<Item = WalSegment> + '_ {
+        let all = self.ready.iter().chain(&self.without_status);
+        all.filter_map(move |path| segment_of(path, size))
+    }
+}
+
+/// The segment that a path names.
+pub fn segment_of(path: &Path, size: SegmentSize) -> Option<WalSegment> {
+    WalSegment::parse(path.file_name()?.to_str()?, size).ok()
+}
+
+/// Whether a segment was written to: a recycled one still begins with the page of its former life
+/// (`XLogPageHeaderData`: magic, info, timeline, then the page's own address at byte 8). The first
+/// segment of a new timeline is a copy of the old one's, so its pages name an older timeline.
+fn begins_with_own_page(path: &Path, segment: WalSegment) -> io::Result<bool> {
+    let mut header = [0; 16];
+    let mut file = match File::open(path) {
+        // A running server removes and renames under our eyes.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    match file.read_exact(&mut header) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    let timeline = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
+    let mut address = [0; 8];
+    address.copy_from_slice(&header[8..]);
+    let address = u64::from_ne_bytes(address);
+    let ours = (1..=segment.timeline().get()).contains(&timeline);
+    Ok(ours && address == segment.start().get())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write_segment(path: &Path, timeline: u32, address: u64) {
+        let mut page = vec![0u8; 8192];
+        page[4..8].copy_from_slice(&timeline.to_ne_bytes());
+        page[8..16].copy_from_slice(&address.to_ne_bytes());
+        fs::write(path, page).unwrap();
+    }
+
+    #[test]
+    fn only_what_the_archive_does_not_have_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("archive_status")).unwrap();
+        let size = SegmentSize::DEFAULT;
+        let address = |number: u64| number * size.get();
+        write_segment(&at("000000010000000000000003"), 1, address(3));
+        fs::write(at("archive_status/000000010000000000000003.done"), "").unwrap();
+        write_segment(&at("000000010000000000000004"), 1, address(4));
+        fs::write(at("archive_status/000000010000000000000004.ready"), "").unwrap();
+        write_segment(&at("000000010000000000000005"), 1, address(5));
+        // Just promoted: still a copy of the old timeline's.
+        write_segment(&at("000000020000000000000005"), 1, address(5));
+        // Recycled, not yet written to.
+        write_segment(&at("000000010000000000000006"), 1, address(2));
+        fs::write(at("00000002.history"), "1\t0/5000000\tno recovery target specified\n").unwrap();
+        fs::write(at("archive_status/00000002.history.ready"), "").unwrap();
+        let found = PgWal::read(dir.path(), size).unwrap();
+        assert_eq!(found.ready, [at("000000010000000000000004"), at("00000002.history")]);
+        let unfinished = [at("000000010000000000000005"), at("000000020000000000000005")];
+        assert_eq!(found.without_status, unfinished);
+    }
+}
