@@ -8,15 +8,22 @@
 mod support;
 
 mod backups;
+mod crashes;
 mod ended;
 mod events;
 mod exits;
+mod gaps;
 mod info_answers;
 mod interrupted;
 mod lane;
+mod pitr;
+mod refusals;
 mod restore_kills;
 mod restore_tools;
 mod restores;
 mod short_routes;
+mod steer;
 mod story;
+mod undo;
 mod wal;
+mod window;

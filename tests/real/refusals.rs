@@ -1,0 +1,1 @@
+//! What cannot go well is refused before anything is touched.

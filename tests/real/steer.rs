@@ -1,0 +1,1 @@
+//! Pause at the target, look, go on, promote, abandon.

@@ -1,0 +1,1 @@
+//! Every row back after a restore, and after the undo of it.

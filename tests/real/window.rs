@@ -1,0 +1,1 @@
+//! The recovery window, the WAL, restore points.
