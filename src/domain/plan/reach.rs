@@ -157,11 +157,9 @@ impl Catalogue {
         branch: &Branch,
     ) -> Result<(Option<Place>, Option<String>), Unreachable> {
         let newest = self.samples_on(branch).map(|sample| sample.xid).max();
-        let end = match self.live.filter(|_| self.is_current(branch)) {
-            Some(live) => Some(live.next_xid),
-            // A server that is down cannot be asked what it gave out after the last sample.
-            None => None,
-        };
+        // A server that is down cannot be asked what it gave out after the last sample.
+        let live = self.live.filter(|_| self.is_current(branch));
+        let end = live.map(|live| live.next_xid);
         if let Some(next) = end.filter(|next| xid.get() >= *next) {
             return Err(past_end(wish, branch, Moment::Xid(next.saturating_sub(1))));
         }
