@@ -243,6 +243,7 @@ impl Run<'_> {
             following.doubted = Some(Instant::now());
             self.wait_for(awaiting, awaiting.map(|_| wanted)).await;
             self.waiting_for = Some(doubt.clone());
+            self.recorder.stands_at(&doubt).await;
             if following.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
                 following.said = Some(Instant::now());
                 self.recorder.say(Level::Warn, doubt).await;
@@ -261,6 +262,7 @@ impl Run<'_> {
             self.journal.target
         );
         self.waiting_for = Some(text.clone());
+        self.recorder.stands_at(&text).await;
         if following.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
             following.said = Some(Instant::now());
             self.recorder.say(Level::Warn, text).await;
@@ -394,7 +396,7 @@ impl Run<'_> {
             self.wait_for(Some(Awaiting::Gap), Some(segment)).await;
         }
         self.waiting_for = Some(text.clone());
-        self.recorder.progress(|progress| progress.phase = Some(text.clone())).await;
+        self.recorder.stands_at(&text).await;
         if following.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
             following.said = Some(Instant::now());
             self.recorder.say(Level::Warn, text).await;
@@ -407,7 +409,9 @@ impl Run<'_> {
              recovery goes on as soon as it is back, and nothing is promoted without it unless \
              somebody accepts the gap"
         );
-        self.waiting_for = Some(format!("waiting for WAL {segment}"));
+        let waiting = format!("waiting for WAL {segment}");
+        self.recorder.stands_at(&waiting).await;
+        self.waiting_for = Some(waiting);
         self.recorder.say(Level::Warn, text).await;
     }
 
@@ -441,7 +445,7 @@ impl Run<'_> {
         );
         self.wait_for(Some(Awaiting::Target), None).await;
         self.recorder.say(Level::Info, text.clone()).await;
-        self.recorder.progress(|progress| progress.phase = Some(text)).await;
+        self.recorder.stands_at(&text).await;
         loop {
             self.shutting_down()?;
             if let Some(order) = self.decision()

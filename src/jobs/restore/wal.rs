@@ -129,7 +129,7 @@ impl Run<'_> {
             self.keep(&keep).map_err(|error| {
                 unsaved(format!("cannot keep WAL that is not in the archive: {error}"))
             })?;
-            let text = format!("kept {} WAL segments that are not in the archive", keep.len());
+            let text = format!("kept {} files of WAL that the archive does not have", keep.len());
             self.recorder.say(Level::Info, text).await;
         }
         Ok(())
