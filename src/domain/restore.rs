@@ -260,6 +260,9 @@ pub struct Journal {
     /// WAL that was kept and that the archive still does not have: an undo needs it.
     #[serde(default)]
     pub unarchived: Vec<String>,
+    /// Until then all WAL of the timeline before is there: what comes last in it was the last commit.
+    #[serde(default)]
+    pub complete_until: Option<Timestamp>,
     /// When the server was stopped: from then on there is no database.
     #[serde(default)]
     pub stopped_at: Option<Timestamp>,
@@ -297,6 +300,14 @@ impl Journal {
         self.archived_until = pinned.wal_end;
         self.plan = Some(pinned.plan);
         (self.awaiting, self.awaited_segment, self.accepted_end) = (None, None, None);
+    }
+
+    /// Whether the end of the WAL is where the target is: the server lived on past it without
+    /// committing anything more.
+    pub fn ends_at_the_target(&self) -> bool {
+        let RecoveryTarget::Time { value, .. } = &self.target else { return false };
+        let whole = self.timeline == self.timeline_before;
+        whole && self.complete_until.is_some_and(|until| *value <= until)
     }
 
     /// Whether the new target can be reached from here by replaying on, without copying: it is
@@ -337,6 +348,7 @@ impl Journal {
         if self.timeline == earlier.timeline {
             self.archived_until.clone_from(&earlier.archived_until);
         }
+        self.complete_until = earlier.complete_until;
         self.unarchived.clone_from(&earlier.unarchived);
         self.kept_wal.clone_from(&earlier.kept_wal);
         self.undo_point.clone_from(&earlier.undo_point);
@@ -444,6 +456,7 @@ mod tests {
             accepted_end: None,
             abandoned: false,
             unarchived: Vec::new(),
+            complete_until: None,
             stopped_at: None,
             promotions: 0,
             attempts: 0,

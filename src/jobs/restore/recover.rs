@@ -98,7 +98,7 @@ impl Run<'_> {
             facts.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string())
         );
         self.recorder.say(Level::Info, text).await;
-        if self.journal.on_reached == OnReached::Pause && self.journal.accepted_end.is_none() {
+        if self.journal.on_reached == OnReached::Pause {
             match self.wait_at_the_target(&connection, &facts).await? {
                 Next::Unfence => {}
                 other => return Ok(other),
@@ -252,6 +252,15 @@ impl Run<'_> {
         }
         if self.journal.target == RecoveryTarget::Latest {
             return Ok(Seen::Ended(facts));
+        }
+        if self.journal.ends_at_the_target() {
+            let text = "nothing was committed between the last commit and the target";
+            self.recorder.say(Level::Info, text).await;
+            // Promoted with a target that it has not reached, the server would end itself.
+            self.journal.accepted_end = Some(wanted.to_string());
+            self.write_journal().await.map_err(|error| self.give_up(error))?;
+            self.stop_server().await?;
+            return Ok(Seen::Elsewhere(Next::Recover));
         }
         following.doubted = Some(Instant::now());
         self.wait_for(Some(Awaiting::End), Some(wanted)).await;
