@@ -260,6 +260,9 @@ pub struct Journal {
     /// WAL that was kept and that the archive still does not have: an undo needs it.
     #[serde(default)]
     pub unarchived: Vec<String>,
+    /// Whether the server was shut down in order: then its last, unfinished segment has no commits.
+    #[serde(default)]
+    pub shut_down: bool,
     /// Until then all WAL of the timeline before is there: what comes last in it was the last commit.
     #[serde(default)]
     pub complete_until: Option<Timestamp>,
@@ -348,7 +351,7 @@ impl Journal {
         if self.timeline == earlier.timeline {
             self.archived_until.clone_from(&earlier.archived_until);
         }
-        self.complete_until = earlier.complete_until;
+        (self.complete_until, self.shut_down) = (earlier.complete_until, earlier.shut_down);
         self.unarchived.clone_from(&earlier.unarchived);
         self.kept_wal.clone_from(&earlier.kept_wal);
         self.undo_point.clone_from(&earlier.undo_point);
@@ -456,6 +459,7 @@ mod tests {
             accepted_end: None,
             abandoned: false,
             unarchived: Vec::new(),
+            shut_down: false,
             complete_until: None,
             stopped_at: None,
             promotions: 0,

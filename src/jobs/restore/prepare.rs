@@ -81,6 +81,7 @@ pub(super) async fn journal(
         accepted_end: None,
         abandoned: false,
         unarchived: Vec::new(),
+        shut_down: false,
         complete_until: None,
         stopped_at: None,
         promotions: 0,

@@ -88,18 +88,17 @@ impl Run<'_> {
             }
         };
         let Some(connection) = following.connection else { return Ok(Next::Recover) };
-        (self.result.replayed_lsn, self.result.last_commit_at) =
-            (facts.replayed, facts.last_commit_at);
+        self.result.replayed_lsn = facts.replayed;
         self.verify(&facts)?;
         self.enter(Phase::Verified).await?;
         let text = format!(
             "replayed to {}, last commit {}",
             facts.replayed.map_or("-".to_owned(), |lsn| lsn.to_string()),
-            facts.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string())
+            self.result.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string())
         );
         self.recorder.say(Level::Info, text).await;
         if self.journal.on_reached == OnReached::Pause {
-            match self.wait_at_the_target(&connection, &facts).await? {
+            match self.wait_at_the_target(&connection).await? {
                 Next::Unfence => {}
                 other => return Ok(other),
             }
@@ -264,7 +263,7 @@ impl Run<'_> {
         }
         following.doubted = Some(Instant::now());
         self.wait_for(Some(Awaiting::End), Some(wanted)).await;
-        let last = facts.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string());
+        let last = self.result.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string());
         let text = format!(
             "the WAL ends before {}: the last commit is of {last}. Choose another target, promote \
              it as it is (accepting \"target\"), or abandon the restore",
@@ -352,6 +351,8 @@ impl Run<'_> {
         let end = self.journal.archived_until.as_deref();
         let end = end.and_then(|name| WalSegment::parse(name, size).ok()).map(|s| s.end());
         let Some(replayed) = facts.replayed else { return };
+        // A server that was started again knows only of commits since.
+        self.result.last_commit_at = facts.last_commit_at.or(self.result.last_commit_at);
         let start = *self.first_replayed.get_or_insert(replayed);
         if self.last_replayed != Some(replayed) {
             // It moves again.
@@ -441,12 +442,8 @@ impl Run<'_> {
     }
 
     /// Paused, for somebody to look and decide. `Next::Unfence` when it is to be promoted.
-    async fn wait_at_the_target(
-        &mut self,
-        connection: &Connection,
-        facts: &RecoveryFacts,
-    ) -> Result<Next, Stop> {
-        let last = facts.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string());
+    async fn wait_at_the_target(&mut self, connection: &Connection) -> Result<Next, Stop> {
+        let last = self.result.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string());
         let text = format!(
             "paused at {}, last commit {last}: look, then promote, choose another target, or \
              abandon the restore",

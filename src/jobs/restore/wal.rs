@@ -82,6 +82,7 @@ impl Run<'_> {
         let control = control.filter(|_| self.journal.inherited_from.is_none());
         if let Some(control) = &control {
             self.journal.timeline_before = Some(control.timeline);
+            self.journal.shut_down = control.state == "shut down";
             self.journal.complete_until = pgdata::last_written(&self.side.data_dir);
             self.journal.segment_bytes = Some(control.segment_size.get());
             self.journal.setting_floors.clone_from(&control.setting_floors);
