@@ -372,11 +372,12 @@ pub(in crate::http) fn advice(awaiting: Awaiting) -> &'static str {
     }
 }
 
-/// The command line that connects to a fenced server.
+/// The command line that connects to a fenced server. With a time limit for locks: what a
+/// transaction beyond the target had locked stays locked there (`TRUNCATE`, `DROP`, `ALTER`).
 fn look(state: &AppState) -> Option<String> {
     let address = state.postgres.status().address?;
     Some(format!(
-        "psql -h {} -p {} -U {}",
+        "PGOPTIONS='-c lock_timeout=5s' psql -h {} -p {} -U {}",
         state.fence_dir.as_ref()?.display(),
         address.port,
         address.user
