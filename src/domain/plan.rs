@@ -168,8 +168,6 @@ pub enum Moment {
     Time(Timestamp),
     /// A position.
     Lsn(Lsn),
-    /// A transaction.
-    Xid(u64),
 }
 
 impl std::fmt::Display for Moment {
@@ -177,7 +175,6 @@ impl std::fmt::Display for Moment {
         match self {
             Self::Time(at) => at.fmt(f),
             Self::Lsn(lsn) => lsn.fmt(f),
-            Self::Xid(xid) => xid.fmt(f),
         }
     }
 }
@@ -329,14 +326,12 @@ fn choose<'a>(
         place.is_none_or(|place| match place.set_before {
             Moment::Time(at) => set.reachable_from() <= at,
             Moment::Lsn(lsn) => set.lsn_stop <= lsn,
-            // A transaction's place is told as the time of a commit before it.
-            Moment::Xid(_) => false,
         })
     };
     let on_branch = |set: &Set| branch.holds(set.archive_start.timeline(), set.lsn_stop);
     let first_moment = |set: &Set| match place.map(|place| place.set_before) {
         Some(Moment::Lsn(_)) => Moment::Lsn(set.lsn_stop),
-        Some(Moment::Time(_) | Moment::Xid(_)) | None => Moment::Time(set.reachable_from()),
+        Some(Moment::Time(_)) | None => Moment::Time(set.reachable_from()),
     };
     let in_repo = |set: &&Set| wish.repo.is_none_or(|repo| set.repo == repo);
     if let Some(label) = &wish.set {

@@ -160,8 +160,11 @@ impl Catalogue {
         // A server that is down cannot be asked what it gave out after the last sample.
         let live = self.live.filter(|_| self.is_current(branch));
         let end = live.map(|live| live.next_xid);
-        if let Some(next) = end.filter(|next| xid.get() >= *next) {
-            return Err(past_end(wish, branch, Moment::Xid(next.saturating_sub(1))));
+        if end.is_some_and(|next| xid.get() >= next) {
+            // As a time: of the newest transaction it is not known that it ended after a backup.
+            let newest_set = self.newest_set_on(branch);
+            let nearest = self.reach(branch).certain.max(newest_set).unwrap_or(self.now);
+            return Err(past_end(wish, branch, Moment::Time(nearest.min(self.now))));
         }
         // It was given out after every smaller one, so it ended after those were.
         let before = self.samples_on(branch).filter(|sample| sample.xid < xid.get()).last();
@@ -274,7 +277,7 @@ impl Catalogue {
             Some((Moment::Time(at), _)) => {
                 self.samples_on(branch).filter(|sample| sample.at <= at).last().map(|s| s.lsn)
             }
-            Some((Moment::Xid(_), _)) | None => None,
+            None => None,
         };
         let first = first.map(|lsn| branch.segment(lsn.get() / size.get(), size));
         let last = match self.live {

@@ -138,7 +138,7 @@ fn refusals_name_the_nearest() {
     let late = wish(RecoveryTarget::Lsn { value: lsn(101), exclusive: false });
     assert_eq!(nearest(&late), Some(Moment::Lsn(lsn(100))));
     let unborn = RecoveryTarget::Xid { value: "1101".parse().unwrap(), exclusive: false };
-    assert_eq!(nearest(&wish(unborn)), Some(Moment::Xid(1100)));
+    assert_eq!(nearest(&wish(unborn)), Some(Moment::Time(at(100))));
     let late_set = Wish { set: Some(set(1, 70).label), ..to(50) };
     assert_eq!(nearest(&late_set), Some(Moment::Time(at(71))));
     let nowhere = wish(RecoveryTarget::Name { value: "nobody".parse().unwrap() });
