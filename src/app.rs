@@ -33,6 +33,7 @@ use crate::postgres::bootstrap::FirstStart;
 use crate::postgres::control::ControlData;
 use crate::postgres::install::Binaries;
 use crate::postgres::pgdata::{self, Content, Occupant};
+use crate::postgres::stray;
 use crate::postgres::supervisor::{Actor, Order, PostgresHandle, Settings, Status, fence_dir};
 use crate::process::signals::Termination;
 use crate::pulse::Pulses;
@@ -264,6 +265,14 @@ async fn first_order(server: &ServerSide, catalog: &Catalog, had_jobs: bool) -> 
     let shown = server.data_dir.display();
     let stanza = &server.stanza;
     if !matches!(pgdata::content(&server.data_dir), Ok(Content::Empty)) {
+        // A restore that nobody remembers left its server in the fence, where no client can reach it
+        // and nothing is archived.
+        if let Some(pid) = stray::find(&server.data_dir)
+            && stray::is_fenced(&server.data_dir)
+        {
+            tracing::warn!(process.pid = %pid, "ending the fenced server of a forgotten restore");
+            stray::end(&server.data_dir, pid).await;
+        }
         let runs = matches!(pgdata::occupant(&server.data_dir), Ok(Occupant::Postmaster(_)));
         return match unfinished_recovery(server).await.filter(|_| !runs) {
             Some(why) => Order::Hold(format!(

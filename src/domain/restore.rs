@@ -251,9 +251,14 @@ pub struct Journal {
     /// The segment that it waits for.
     #[serde(default)]
     pub awaited_segment: Option<String>,
-    /// The segment before which somebody ordered to promote, though it is missing.
+    /// Where recovery ends, whatever WAL there may be: somebody accepted that the rest is left out, or
+    /// there is no more before the target.
     #[serde(default)]
-    pub accepted_end: Option<String>,
+    pub accepted_end: Option<Lsn>,
+    /// The accepted end of before the files had to be restored once more: when recovery stands there
+    /// again, it holds again.
+    #[serde(default)]
+    pub accepted_before: Option<Lsn>,
     /// Somebody gave the restore up: what was there before is being brought back.
     #[serde(default)]
     pub abandoned: bool,
@@ -302,7 +307,8 @@ impl Journal {
         self.timeline = Some(pinned.timeline);
         self.archived_until = pinned.wal_end;
         self.plan = Some(pinned.plan);
-        (self.awaiting, self.awaited_segment, self.accepted_end) = (None, None, None);
+        (self.awaiting, self.awaited_segment) = (None, None);
+        (self.accepted_end, self.accepted_before) = (None, None);
     }
 
     /// Whether the end of the WAL is where the target is: the server lived on past it without
@@ -457,6 +463,7 @@ mod tests {
             awaiting: None,
             awaited_segment: None,
             accepted_end: None,
+            accepted_before: None,
             abandoned: false,
             unarchived: Vec::new(),
             shut_down: false,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::catalog::Unavailable;
@@ -34,7 +34,7 @@ pub struct Archive {
     pub timelines: Timelines,
     /// When each history file was archived: about when that timeline began.
     pub born: BTreeMap<Timeline, Timestamp>,
-    /// When the newest segment of each timeline was archived.
+    /// The newest segment of each timeline was archived before this.
     pub archived_at: BTreeMap<Timeline, Timestamp>,
 }
 
@@ -110,7 +110,9 @@ impl Archives {
         for entry in listed.values().flat_map(|(_, entries)| entries) {
             let Some(segment) = listing::segment(&entry.name, size) else { continue };
             segments.push(segment);
-            if let Some(at) = entry.changed_at {
+            // Told in whole seconds, cut off.
+            let not_after = |at: Timestamp| at.saturating_add(SignedDuration::from_secs(1)).ok();
+            if let Some(at) = entry.changed_at.and_then(not_after) {
                 let newest = archive.archived_at.entry(segment.timeline()).or_insert(at);
                 *newest = at.max(*newest);
             }

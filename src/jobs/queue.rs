@@ -260,7 +260,11 @@ impl Queue {
         );
         if let JobSpec::Restore(restore) = &job.spec {
             let accept: Vec<&str> = restore.accept.iter().map(|id| id.as_str()).collect();
-            let detail = format!("job {}, to {}, accepting {accept:?}", job.id, restore.target);
+            let accepted = match accept.as_slice() {
+                [] => String::new(),
+                some => format!(", accepting {}", some.join(", ")),
+            };
+            let detail = format!("job {}, to {}{accepted}", job.id, restore.target);
             self.audit(&job.by, "restore.begin", stanza.to_string(), detail).await?;
         }
         let lane = self.lanes.entry(stanza).or_default();
@@ -332,7 +336,7 @@ impl Queue {
             let _ = order.reply.send(Err(Denied::NotNow { job: id, why }));
             return;
         }
-        let detail = format!("{:?}", order.steer);
+        let detail = order.steer.to_string();
         let (by, to) = (order.by.clone(), running.steer.clone());
         let action = match &order.steer {
             Steer::Promote { .. } => "restore.promote",

@@ -225,6 +225,9 @@ impl Run<'_> {
     async fn restore_files(&mut self) -> Result<(), Stop> {
         (self.result.last_commit_at, self.result.replayed_lsn) = (None, None);
         (self.first_replayed, self.last_replayed) = (None, None);
+        // Recovery begins anew, from the archive.
+        let accepted = self.journal.accepted_end.take();
+        self.journal.accepted_before = accepted.or(self.journal.accepted_before);
         let mut tries = 0;
         loop {
             let lock = self.lock_out_orphans().await?;
@@ -310,20 +313,23 @@ impl Run<'_> {
     /// been seen to write to PGDATA 15 s after its main process was gone.
     async fn lock_out_orphans(&mut self) -> Result<std::os::fd::OwnedFd, Stop> {
         for round in 0..600u32 {
-            match self.context.journals.try_lock(&self.journal.stanza) {
-                Ok(Some(lock)) => return Ok(lock),
-                Ok(None) if round == 0 => {
+            let lock = self.context.journals.try_lock(&self.journal.stanza);
+            let path = self.context.journals.lock_path(&self.journal.stanza);
+            let holders = inspect::holding_open(&path);
+            match lock {
+                // Where the lock's file was deleted they hold that one.
+                Ok(Some(lock)) if holders.is_empty() => return Ok(lock),
+                Ok(_) if round == 0 => {
                     let text = "processes of an earlier restore still work; ending them";
                     self.recorder.say(Level::Warn, text).await;
                 }
-                Ok(None) => {}
+                Ok(_) => {}
                 Err(error) => {
                     let message = crate::telemetry::chain(&error);
                     return Err(self.give_up(problem("storage-write", message, &[])));
                 }
             }
-            for pid in inspect::holding_open(&self.context.journals.lock_path(&self.journal.stanza))
-            {
+            for pid in holders {
                 stop::signal_process(pid, if round < 50 { Signal::TERM } else { Signal::KILL });
             }
             sleep(Duration::from_millis(100)).await;

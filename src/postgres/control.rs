@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::install::Binaries;
 use crate::domain::restore::ControlFacts;
-use crate::domain::{SegmentSize, Timeline};
+use crate::domain::{Lsn, SegmentSize, Timeline};
 use crate::process::{CaptureError, Program, capture};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -22,6 +22,8 @@ pub struct ControlData {
     pub timeline: Timeline,
     /// "Latest checkpoint's REDO WAL file": everything before it is archived or `.ready`.
     pub redo_segment: String,
+    /// "Minimum recovery ending location": until there a recovering cluster has been written to.
+    pub min_recovery_end: Lsn,
     /// "Bytes per WAL segment".
     pub segment_size: SegmentSize,
     /// The settings a hot standby needs at least at the primary's values (PostgreSQL manual,
@@ -92,6 +94,9 @@ impl ControlData {
                 .parse()
                 .map_err(|_| ControlError::Missing("Latest checkpoint's TimeLineID"))?,
             redo_segment: field("Latest checkpoint's REDO WAL file")?.to_owned(),
+            min_recovery_end: field("Minimum recovery ending location")?
+                .parse()
+                .map_err(|_| ControlError::Missing("Minimum recovery ending location"))?,
             segment_size: SegmentSize::try_from(number("Bytes per WAL segment")?)
                 .map_err(|_| ControlError::Missing("Bytes per WAL segment"))?,
             setting_floors,
@@ -121,6 +126,7 @@ mod tests {
         assert_eq!(control.state, "shut down");
         assert_eq!(control.timeline.get(), 1);
         assert_eq!(control.segment_size, SegmentSize::DEFAULT);
+        assert_eq!(control.min_recovery_end, Lsn::new(0));
         assert_eq!(control.setting_floors["max_connections"], 100);
         assert_eq!(control.setting_floors.len(), 5);
         assert!(control.system_id.parse::<u64>().is_ok());

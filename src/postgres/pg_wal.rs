@@ -1,10 +1,11 @@
-//! What is in `pg_wal` that the archive may not have. Reads only.
+//! What is in `pg_wal` that the archive may not have; and the one change that a restore makes there:
+//! its end.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use crate::domain::{SegmentSize, WalSegment};
+use crate::domain::{Lsn, SegmentSize, WalSegment};
 
 /// What is in `pg_wal`, as far as the archive may not have it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -44,6 +45,30 @@ impl PgWal {
         let all = self.ready.iter().chain(&self.without_status);
         all.filter_map(move |path| segment_of(path, size))
     }
+}
+
+/// Makes the WAL in a recovering cluster's `pg_wal` end at a position: what is written there after it
+/// is overwritten with zeroes, as an unfinished segment has them, and later segments are removed.
+/// Nothing is lost by it: they are copies of what the archive has, or the restore keeps. The server
+/// must be down. Can be done again.
+pub fn cut(pg_wal: &Path, end: Lsn, size: SegmentSize) -> io::Result<()> {
+    // The segment of the first byte that must not be there.
+    let last = end.get() / size.get();
+    for entry in fs::read_dir(pg_wal)? {
+        let path = entry?.path();
+        let Some(segment) = segment_of(&path, size) else { continue };
+        if segment.number() > last {
+            fs::remove_file(&path)?;
+        } else if segment.number() == last {
+            let mut file = OpenOptions::new().write(true).open(&path)?;
+            let from = end.get() - segment.start().get();
+            let length = file.metadata()?.len();
+            file.seek(SeekFrom::Start(from))?;
+            io::copy(&mut io::repeat(0).take(length.saturating_sub(from)), &mut file)?;
+            file.sync_all()?;
+        }
+    }
+    File::open(pg_wal)?.sync_all()
 }
 
 /// The segment that a path names.
@@ -107,5 +132,29 @@ mod tests {
         assert_eq!(found.ready, [at("000000010000000000000004"), at("00000002.history")]);
         let unfinished = [at("000000010000000000000005"), at("000000020000000000000005")];
         assert_eq!(found.without_status, unfinished);
+    }
+
+    #[test]
+    fn wal_is_cut_at_a_position() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let size = SegmentSize::MIN;
+        let length = usize::try_from(size.get()).unwrap();
+        for name in ["000000010000000000000002", "000000010000000000000003"] {
+            fs::write(at(name), vec![7; length]).unwrap();
+        }
+        fs::write(at("000000020000000000000004"), vec![7; length]).unwrap();
+        fs::write(at("00000002.history"), "1\t0/300000\tx\n").unwrap();
+        for _ in 0..2 {
+            cut(dir.path(), Lsn::new(3 * size.get() + 100), size).unwrap();
+            let cut = fs::read(at("000000010000000000000003")).unwrap();
+            assert_eq!(cut.len(), length);
+            assert!(cut[..100].iter().all(|b| *b == 7) && cut[100..].iter().all(|b| *b == 0));
+            assert_eq!(fs::read(at("000000010000000000000002")).unwrap(), vec![7; length]);
+            assert!(!at("000000020000000000000004").exists() && at("00000002.history").exists());
+        }
+        // At a boundary nothing of the next segment is left.
+        cut(dir.path(), Lsn::new(3 * size.get()), size).unwrap();
+        assert!(fs::read(at("000000010000000000000003")).unwrap().iter().all(|b| *b == 0));
     }
 }

@@ -79,13 +79,16 @@ pub fn group_members(group: Pid) -> Vec<Pid> {
         .collect()
 }
 
-/// All other processes that have a file open.
+/// All other processes that have a file open, or one that was at its path and is deleted.
 pub fn holding_open(file: &Path) -> Vec<Pid> {
     let me = rustix::process::getpid();
     let Ok(file) = file.canonicalize() else { return Vec::new() };
+    let deleted = PathBuf::from(format!("{} (deleted)", file.display()));
     let has_it = |pid: &Pid| {
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        descriptors.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|target| target == file)
+        descriptors
+            .filter_map(|fd| fs::read_link(fd.path()).ok())
+            .any(|target| target == file || target == deleted)
     };
     all_pids().filter(|pid| *pid != me).filter(has_it).collect()
 }

@@ -61,6 +61,20 @@ pub enum NotNow {
     NotConsistent,
 }
 
+impl std::fmt::Display for Steer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Promote { accept } if accept.is_empty() => f.write_str("promote"),
+            Self::Promote { accept } => {
+                let words: Vec<&str> = accept.iter().map(|id| id.as_str()).collect();
+                write!(f, "promote, accepting {}", words.join(", "))
+            }
+            Self::Retarget(new) => write!(f, "to {} ({})", new.target, new.on_reached),
+            Self::Abandon(new) => write!(f, "back to timeline {}", new.pinned.timeline),
+        }
+    }
+}
+
 impl Steer {
     /// Whether a restore in this phase, waiting for this, can be steered so.
     pub fn allowed(&self, phase: Phase, awaiting: Option<Awaiting>) -> Result<(), NotNow> {

@@ -191,8 +191,6 @@ async fn add_server(
         catalogue.current = of_control.or(newest_of_trail);
         catalogue.last_alive = pgdata::last_written(&side.data_dir);
     }
-    let own = |segment: &WalSegment| Some(segment.timeline()) == catalogue.current;
-    catalogue.local = pg_wal.segments(size).filter(own).collect();
     // A history that is not archived yet.
     for path in files(&side.data_dir.join("pg_wal")) {
         let Some(timeline) = path.file_name().and_then(|n| n.to_str()).and_then(listing::history)
@@ -206,6 +204,11 @@ async fn add_server(
             catalogue.timelines.insert(timeline, history);
         }
     }
+    let Some(current) = catalogue.current else { return };
+    // Not only its own timeline's: where archiving is broken the one before is not archived either.
+    let branch = catalogue.timelines.branch(current);
+    let own = |segment: &WalSegment| branch.includes(segment.timeline());
+    catalogue.local = pg_wal.segments(size).filter(own).collect();
 }
 
 fn files(directory: &Path) -> Vec<std::path::PathBuf> {

@@ -79,6 +79,7 @@ pub(super) async fn journal(
         awaiting: None,
         awaited_segment: None,
         accepted_end: None,
+        accepted_before: None,
         abandoned: false,
         unarchived: Vec::new(),
         shut_down: false,

@@ -18,6 +18,7 @@ use crate::domain::{Lsn, WalSegment};
 use crate::pgbackrest::info::StanzaStatus;
 use crate::pgbackrest::log::Level;
 use crate::postgres::client::{Connection, RecoveryFacts};
+use crate::postgres::pg_wal;
 use crate::postgres::pgdata;
 use crate::postgres::state::ServerState;
 use crate::postgres::supervisor::{FencedStart, Order};
@@ -152,10 +153,11 @@ impl Run<'_> {
         }
         match self.standstill(&facts, &mut following.still) {
             None => {}
-            Some(Waiting::AtGap(segment) | Waiting::AtTheEnd(segment))
-                if self.journal.accepted_end == Some(segment.to_string()) =>
+            Some(_) if self.journal.accepted_end.is_some() => return self.at_the_cut(facts).await,
+            Some(_)
+                if facts.replayed.is_some() && facts.replayed == self.journal.accepted_before =>
             {
-                return Ok(Seen::Ended(facts));
+                return self.end_and_start_again().await;
             }
             Some(Waiting::AtGap(segment)) => {
                 self.wait_for(Some(Awaiting::Gap), Some(segment)).await;
@@ -196,11 +198,18 @@ impl Run<'_> {
     async fn start_fenced(&mut self) -> Result<(), Stop> {
         let timeline = self.journal.timeline;
         let accepted = self.journal.accepted_end.is_some();
+        if let Some(end) = self.journal.accepted_end {
+            let pg_wal = self.side.data_dir.join("pg_wal");
+            pg_wal::cut(&pg_wal, end, self.segment_size()).map_err(|error| {
+                let message = format!("cannot end the WAL in pg_wal at {end}: {error}");
+                Stop::NeedsOperator(problem("storage-write", message, &[]))
+            })?;
+        }
         let fenced = FencedStart {
             timeline: timeline.map_or_else(|| "latest".to_owned(), |t| t.to_string()),
             setting_floors: self.journal.setting_floors.clone(),
-            // Before an end that somebody accepted there is no target, and no more WAL either:
-            // if the missing segment came back now, nothing would stop recovery at the target.
+            // Before an accepted end there is no target, and no more WAL either: if what is missing
+            // came back now, nothing would stop recovery at the target.
             target: if accepted { Vec::new() } else { self.journal.target.settings() },
             restore_command: accepted.then(|| self.side.histories_only.clone()),
         };
@@ -224,6 +233,26 @@ impl Run<'_> {
             }
         }
         Ok(Seen::Ended(facts))
+    }
+
+    /// Recovery ends where it stands.
+    async fn end_and_start_again(&mut self) -> Result<Seen, Stop> {
+        let (text, next) = self.end_here("ending").await?;
+        self.recorder.say(Level::Info, text).await;
+        self.write_journal().await.map_err(|error| self.give_up(error))?;
+        Ok(Seen::Elsewhere(next))
+    }
+
+    /// There is no more WAL up to the accepted end, which is where it was cut.
+    async fn at_the_cut(&mut self, facts: RecoveryFacts) -> Result<Seen, Stop> {
+        if facts.replayed >= self.journal.accepted_end {
+            return Ok(Seen::Ended(facts));
+        }
+        // Something that was there before is not there any more: only the archive has it.
+        let text = "WAL before the accepted end is missing; restoring again";
+        self.recorder.say(Level::Warn, text).await;
+        self.stop_server().await?;
+        Ok(Seen::Elsewhere(Next::Restore))
     }
 
     /// There is no more WAL. Without a target that is where recovery should end.
@@ -255,11 +284,7 @@ impl Run<'_> {
         if self.journal.ends_at_the_target() {
             let text = "nothing was committed between the last commit and the target";
             self.recorder.say(Level::Info, text).await;
-            // Promoted with a target that it has not reached, the server would end itself.
-            self.journal.accepted_end = Some(wanted.to_string());
-            self.write_journal().await.map_err(|error| self.give_up(error))?;
-            self.stop_server().await?;
-            return Ok(Seen::Elsewhere(Next::Recover));
+            return self.end_and_start_again().await;
         }
         following.doubted = Some(Instant::now());
         self.wait_for(Some(Awaiting::End), Some(wanted)).await;
@@ -427,10 +452,20 @@ impl Run<'_> {
 
     /// Whether the server ended where it should. Looked at before anything is promoted.
     fn verify(&self, facts: &RecoveryFacts) -> Result<(), Stop> {
+        if let (Some(end), Some(replayed)) = (self.journal.accepted_end, facts.replayed)
+            && replayed > end
+        {
+            return Err(Stop::NeedsOperator(problem(
+                "recovery-failed",
+                format!("recovery went past the accepted end {end}, to {replayed}"),
+                &["Nothing was promoted. Restore again."],
+            )));
+        }
         let RecoveryTarget::Time { value, exclusive } = &self.journal.target else {
             return Ok(());
         };
-        let Some(last) = facts.last_commit_at else { return Ok(()) };
+        // None was replayed, then, since the set's own end.
+        let Some(last) = self.result.last_commit_at else { return Ok(()) };
         if last < *value || last == *value && !exclusive {
             return Ok(());
         }

@@ -46,17 +46,24 @@ impl Run<'_> {
             let _ = reply.send(refuse(why));
             return Ok(None);
         }
-        if matches!(steer, Steer::Promote { .. }) && !consistent {
+        let known = consistent && self.last_replayed.is_some();
+        if matches!(steer, Steer::Promote { .. }) && !known {
             let _ = reply.send(refuse(NotNow::NotConsistent));
             return Ok(None);
         }
         let before = self.journal.clone();
         let (text, next) = match steer {
-            Steer::Promote { accept } => self.accept_promotion(accept),
+            Steer::Promote { accept } => {
+                self.journal.on_reached = OnReached::Promote;
+                self.journal.accept.extend(accept);
+                match self.journal.awaiting {
+                    Some(Awaiting::Gap | Awaiting::End) => self.end_here("promote").await?,
+                    Some(Awaiting::Target) | None => ("promote".to_owned(), Next::Unfence),
+                }
+            }
             Steer::Retarget(new) => self.point_at(*new),
             Steer::Abandon(new) => {
                 self.journal.abandoned = true;
-                self.journal.on_reached = OnReached::Promote;
                 let (_, next) = self.point_at(NewTarget { on_reached: OnReached::Promote, ..*new });
                 ("abandoned: bringing back what was there before".to_owned(), next)
             }
@@ -71,6 +78,7 @@ impl Run<'_> {
             Next::Recover => self.journal.phase = Phase::Recovering,
             Next::Unfence => {}
         }
+        (self.journal.awaiting, self.journal.awaited_segment) = (None, None);
         if let Err(error) = self.write_journal().await {
             self.journal = before;
             let message = error.message.clone();
@@ -88,27 +96,20 @@ impl Run<'_> {
         Ok(Some(next))
     }
 
-    /// Promote as it is. `Next::Unfence` stands for "promote now"; before a gap, or the end of
-    /// the WAL, the server must first be started without its target: promoted with one that it
-    /// has not reached, it would end itself (tested with 15, 17 and 18).
-    fn accept_promotion(
-        &mut self,
-        accept: Vec<crate::domain::plan::check::CheckId>,
-    ) -> (String, Next) {
-        self.journal.on_reached = OnReached::Promote;
-        let segment = self.journal.awaited_segment.take();
-        let awaiting = self.journal.awaiting.take();
-        self.journal.accept.extend(accept);
-        match awaiting {
-            Some(Awaiting::Gap | Awaiting::End) => {
-                let text = format!(
-                    "promote before {}, accepting what is left out",
-                    segment.as_deref().unwrap_or("the next WAL segment")
-                );
-                self.journal.accepted_end = segment;
-                (text, Next::Recover)
+    /// Ends recovery where it stands, whatever WAL comes back in this moment. Promoted with a target
+    /// that it has not reached a server would end itself (tested with 15, 17 and 18), so it is
+    /// started again without one, and without WAL beyond. The server is down afterwards.
+    pub(super) async fn end_here(&mut self, what: &str) -> Result<(String, Next), Stop> {
+        let end = self.last_replayed;
+        self.stop_server().await?;
+        let written = self.control().await.map(|control| control.min_recovery_end);
+        match (end, written) {
+            (Some(end), Some(written)) if written <= end => {
+                self.journal.accepted_end = Some(end);
+                Ok((format!("{what} at {end}; what comes after it is left out"), Next::Recover))
             }
-            Some(Awaiting::Target) | None => ("promote".to_owned(), Next::Unfence),
+            // What was missing came back before the server had stopped.
+            _ => Ok(("the missing WAL is back; going on to the target".to_owned(), Next::Recover)),
         }
     }
 

@@ -181,6 +181,10 @@ impl Run<'_> {
     /// Puts the kept segments into the restored `pg_wal`. Can be done again.
     pub(super) fn place_kept_wal(&self) -> Result<(), String> {
         let Some(kept) = &self.journal.kept_wal else { return Ok(()) };
+        // What was placed before stays; after an accepted end nothing more is wanted.
+        if self.journal.accepted_end.is_some() {
+            return Ok(());
+        }
         let pg_wal = self.side.data_dir.join("pg_wal");
         let place = || -> io::Result<()> {
             for entry in fs::read_dir(kept)? {
