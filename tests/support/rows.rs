@@ -39,6 +39,12 @@ impl Rows {
         self.committed.extend(first..=last);
     }
 
+    /// Those of the rows with numbers up to here.
+    pub(crate) fn up_to(&self, last: u32) -> Self {
+        let committed = self.committed.range(..=last).copied().collect();
+        Self { committed, ..self.clone() }
+    }
+
     /// The same rows, looked at through another socket.
     pub(crate) fn seen_through(&self, sql: &Sql) -> Self {
         Self { sql: sql.clone(), ..self.clone() }
