@@ -162,6 +162,21 @@ fn what_cannot_be_reached_is_refused_and_the_nearest_is_told() {
     at_early.check();
 }
 
+/// Even where Headrest knows hardly any commit: none but its own before the first backup has ended.
+#[test]
+fn what_is_told_instead_can_be_had_on_an_idle_server_too() {
+    let instance = Instance::with_full_backup();
+    instance.wait_restorable(&instance.wait_first_backup());
+    let (none, outside) = (json!({}), "target-outside-window");
+    for target in [
+        at(instance.sql.now() + SignedDuration::from_hours(1)),
+        json!({ "type": "xid", "value": "1000000" }),
+        json!({ "type": "lsn", "value": "FF/0" }),
+    ] {
+        refused_with_nearest(&instance, &target, &none, outside);
+    }
+}
+
 #[test]
 fn a_stopped_server_cannot_be_restored_to_a_moment_after_its_end() {
     let instance = beating();

@@ -72,6 +72,7 @@ fn rows_that_were_never_archived_come_back_by_an_undo() {
     rows.add(10);
     instance.switch_wal();
     // Once it is still broken when the restore is undone, once it is mended by then.
+    let mut timelines = vec![1];
     for mended in [false, true] {
         set_writable(&archive, false);
         for _ in 0..2 {
@@ -89,8 +90,14 @@ fn rows_that_were_never_archived_come_back_by_an_undo() {
         if mended {
             set_writable(&archive, true);
         }
-        instance.undo(id_of(&restore));
+        let undo = instance.undo(id_of(&restore));
         rows.check();
+        // Of a timeline that is in no archive PostgreSQL would take the number once more.
+        for job in [&restore, &undo] {
+            let timeline = job["result"]["timeline"].as_u64().unwrap();
+            assert!(!timelines.contains(&timeline), "{timeline} was there before: {timelines:?}");
+            timelines.push(timeline);
+        }
         set_writable(&archive, true);
         until("the archiver works again", PATIENCE, || {
             let working = "SELECT last_archived_time > coalesce(last_failed_time, '-infinity') \
