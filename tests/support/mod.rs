@@ -10,6 +10,7 @@ pub(crate) mod fake;
 pub(crate) mod files;
 pub(crate) mod instance;
 pub(crate) mod jobs;
+pub(crate) mod moments;
 pub(crate) mod ports;
 pub(crate) mod process;
 pub(crate) mod reaper;
