@@ -4,6 +4,7 @@
 //! Every wait has an end, every process belongs to one instance, and nothing is left behind, not
 //! even when a test is killed ([`reaper`]).
 
+pub(crate) mod archive;
 pub(crate) mod client;
 pub(crate) mod events;
 pub(crate) mod fake;

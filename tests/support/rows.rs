@@ -50,6 +50,11 @@ impl Rows {
         Self { sql: sql.clone(), ..self.clone() }
     }
 
+    /// How many were committed.
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.committed.len()).unwrap()
+    }
+
     /// Exactly the committed rows are there.
     #[track_caller]
     pub(crate) fn check(&self) {
