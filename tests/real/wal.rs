@@ -60,7 +60,7 @@ fn commits_in_the_unarchived_segment_of_a_killed_server_survive() {
 }
 
 /// Takes the right to write from a directory tree, or gives it back.
-fn set_writable(directory: &Path, writable: bool) {
+pub(crate) fn set_writable(directory: &Path, writable: bool) {
     let mut all = walk(directory);
     all.push(directory.to_owned());
     for path in all {

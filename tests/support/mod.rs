@@ -4,12 +4,14 @@
 //! Every wait has an end, every process belongs to one instance, and nothing is left behind, not
 //! even when a test is killed ([`reaper`]).
 
+pub(crate) mod archive;
 pub(crate) mod client;
 pub(crate) mod events;
 pub(crate) mod fake;
 pub(crate) mod files;
 pub(crate) mod instance;
 pub(crate) mod jobs;
+pub(crate) mod moments;
 pub(crate) mod ports;
 pub(crate) mod process;
 pub(crate) mod reaper;

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::sql::Sql;
 
-/// A table and what was committed to it.
-#[derive(Debug)]
+/// A table and what was committed to it. A clone is what was there at a moment.
+#[derive(Debug, Clone)]
 pub(crate) struct Rows {
     sql: Sql,
     table: String,
@@ -28,10 +28,31 @@ impl Rows {
     #[track_caller]
     pub(crate) fn add(&mut self, count: u32) {
         let first = self.committed.last().map_or(1, |last| last + 1);
-        let last = first + count - 1;
-        let table = &self.table;
+        self.add_from(first, count);
+    }
+
+    /// Commits rows with numbers from here on: on another timeline other rows have been there.
+    #[track_caller]
+    pub(crate) fn add_from(&mut self, first: u32, count: u32) {
+        let (table, last) = (&self.table, first + count - 1);
         self.sql.run(&format!("INSERT INTO {table} SELECT generate_series({first}, {last})"));
         self.committed.extend(first..=last);
+    }
+
+    /// Those of the rows with numbers up to here.
+    pub(crate) fn up_to(&self, last: u32) -> Self {
+        let committed = self.committed.range(..=last).copied().collect();
+        Self { committed, ..self.clone() }
+    }
+
+    /// The same rows, looked at through another socket.
+    pub(crate) fn seen_through(&self, sql: &Sql) -> Self {
+        Self { sql: sql.clone(), ..self.clone() }
+    }
+
+    /// How many were committed.
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.committed.len()).unwrap()
     }
 
     /// Exactly the committed rows are there.

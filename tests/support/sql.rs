@@ -15,11 +15,16 @@ pub(crate) struct Sql {
 impl Sql {
     /// The answer as `psql -At` prints it, or what went wrong.
     pub(crate) fn attempt(&self, statement: &str) -> Result<String, String> {
+        self.attempt_in("postgres", statement)
+    }
+
+    /// The same in another database.
+    pub(crate) fn attempt_in(&self, database: &str, statement: &str) -> Result<String, String> {
         let output = Command::new(files::postgres_program("psql"))
             .env_clear()
             .env("PGCONNECT_TIMEOUT", "10")
             .args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres"])
-            .args(["-d", "postgres", "-p", &self.port.to_string(), "-h"])
+            .args(["-d", database, "-p", &self.port.to_string(), "-h"])
             .arg(&self.socket_dir)
             .args(["-c", statement])
             .stdin(Stdio::null())
