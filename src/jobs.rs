@@ -14,11 +14,13 @@ pub mod plans;
 pub mod queue;
 pub mod recorder;
 mod restore;
+pub mod submission;
 pub mod wal;
 mod worker;
 
 pub use catalog::Catalog;
 pub use context::Context;
 pub use plans::Planner;
-pub use queue::{Denied, JobsHandle, LaneView, Submission};
+pub use queue::{JobsHandle, LaneView};
+pub use submission::{Denied, Submission};
 pub use wal::Wal;

@@ -114,7 +114,7 @@ pub struct Catalogue {
     pub current: Option<Timeline>,
     /// The server, when it takes writes.
     pub live: Option<Live>,
-    /// When it last wrote, when it does not.
+    /// When it last wrote, when it does not take writes and all its WAL is there.
     pub last_alive: Option<Timestamp>,
     /// Known commits, in order of time.
     pub samples: Vec<Sample>,

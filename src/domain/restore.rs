@@ -26,6 +26,8 @@
 //! The journal is written, and has reached the disk, **before** the phase it names begins. Pure:
 //! `jobs::journal` keeps the file, `jobs::restore` carries the phases out.
 
+mod steer;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -36,6 +38,8 @@ use super::plan::check::CheckId;
 use super::recovery::{OnReached, RecoveryTarget};
 use super::words::words;
 use super::{BackupLabel, DatabaseName, JobId, Lsn, RepoKey, StanzaName, Timeline};
+
+pub use steer::{Awaiting, NewTarget, NotNow, Pinned, Steer};
 
 words! {
     /// A phase of a restore.
@@ -180,89 +184,6 @@ pub struct UndoPoint {
     pub at: Timestamp,
 }
 
-words! {
-    /// What a restore waits for somebody to decide about.
-    Awaiting {
-        /// The target was reached and `on_reached` is pause: look, then decide.
-        Target = "target-reached",
-        /// A WAL segment is missing that should be there. When it comes back, recovery goes on by
-        /// itself.
-        Gap = "wal-gap",
-        /// The WAL ends before the target.
-        End = "end-before-target",
-    }
-}
-
-/// What can be done to a restore that waits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Steer {
-    /// Promote the server as it is now.
-    Promote {
-        /// What the caller takes upon itself: a gap, or that the target was not reached.
-        accept: Vec<CheckId>,
-    },
-    /// Go on to another target.
-    Retarget(Box<NewTarget>),
-    /// Give up, and bring back what was there before the restore.
-    Abandon(Box<NewTarget>),
-}
-
-/// A target that was planned for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewTarget {
-    /// Where recovery ends.
-    pub target: RecoveryTarget,
-    /// From what.
-    pub pinned: Pinned,
-    /// What happens there.
-    pub on_reached: OnReached,
-}
-
-/// Why a restore cannot be steered so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NotNow {
-    /// It does not wait for anybody.
-    #[error("it is in phase {0} and does not wait for a decision")]
-    Phase(Phase),
-    /// Promoting would leave something behind, which must be accepted by name.
-    #[error("promoting now would leave something out, which must be accepted by name: \"{0}\"")]
-    NotAccepted(CheckId),
-    /// The files do not fit together yet.
-    #[error("recovery has not reached a consistent state: there is no database to promote yet")]
-    NotConsistent,
-}
-
-impl Steer {
-    /// Whether a restore in this phase, waiting for this, can be steered so.
-    pub fn allowed(&self, phase: Phase, awaiting: Option<Awaiting>) -> Result<(), NotNow> {
-        let waits = matches!(phase, Phase::Recovering | Phase::Verified);
-        let Some(awaiting) = awaiting.filter(|_| waits) else { return Err(NotNow::Phase(phase)) };
-        let Self::Promote { accept } = self else { return Ok(()) };
-        let needed = match awaiting {
-            Awaiting::Target => return Ok(()),
-            Awaiting::Gap => CheckId::WalGap,
-            Awaiting::End => CheckId::Target,
-        };
-        if accept.contains(&needed) { Ok(()) } else { Err(NotNow::NotAccepted(needed)) }
-    }
-}
-
-/// What a plan chose, so that every run restores the same.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Pinned {
-    /// The backup set.
-    pub set: BackupLabel,
-    /// The repository.
-    pub repo: RepoKey,
-    /// The timeline that recovery follows.
-    pub timeline: Timeline,
-    /// The last segment of that timeline's branch that was there.
-    pub wal_end: Option<String>,
-    /// The hash of the plan.
-    pub plan: String,
-}
-
 /// The restore's memory on disk, one per stanza.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -339,6 +260,12 @@ pub struct Journal {
     /// WAL that was kept and that the archive still does not have: an undo needs it.
     #[serde(default)]
     pub unarchived: Vec<String>,
+    /// Whether the server was shut down in order: then its last, unfinished segment has no commits.
+    #[serde(default)]
+    pub shut_down: bool,
+    /// Until then all WAL of the timeline before is there: what comes last in it was the last commit.
+    #[serde(default)]
+    pub complete_until: Option<Timestamp>,
     /// When the server was stopped: from then on there is no database.
     #[serde(default)]
     pub stopped_at: Option<Timestamp>,
@@ -376,6 +303,14 @@ impl Journal {
         self.archived_until = pinned.wal_end;
         self.plan = Some(pinned.plan);
         (self.awaiting, self.awaited_segment, self.accepted_end) = (None, None, None);
+    }
+
+    /// Whether the end of the WAL is where the target is: the server lived on past it without
+    /// committing anything more.
+    pub fn ends_at_the_target(&self) -> bool {
+        let RecoveryTarget::Time { value, .. } = &self.target else { return false };
+        let whole = self.timeline == self.timeline_before;
+        whole && self.complete_until.is_some_and(|until| *value <= until)
     }
 
     /// Whether the new target can be reached from here by replaying on, without copying: it is
@@ -416,6 +351,7 @@ impl Journal {
         if self.timeline == earlier.timeline {
             self.archived_until.clone_from(&earlier.archived_until);
         }
+        (self.complete_until, self.shut_down) = (earlier.complete_until, earlier.shut_down);
         self.unarchived.clone_from(&earlier.unarchived);
         self.kept_wal.clone_from(&earlier.kept_wal);
         self.undo_point.clone_from(&earlier.undo_point);
@@ -523,6 +459,8 @@ mod tests {
             accepted_end: None,
             abandoned: false,
             unarchived: Vec::new(),
+            shut_down: false,
+            complete_until: None,
             stopped_at: None,
             promotions: 0,
             attempts: 0,
@@ -594,39 +532,6 @@ mod tests {
             let action = on_boot(&journal(Phase::Unfencing), Some(control(timeline, out)));
             prop_assert_eq!(action, BootAction::Unfence);
         }
-    }
-
-    #[test]
-    fn who_may_steer_when() {
-        let promote = |accept: &[CheckId]| Steer::Promote { accept: accept.to_vec() };
-        let cases = [
-            (promote(&[]), Phase::Verified, Some(Awaiting::Target), Ok(())),
-            (promote(&[]), Phase::Verified, None, Err(NotNow::Phase(Phase::Verified))),
-            (
-                promote(&[]),
-                Phase::Recovering,
-                Some(Awaiting::Gap),
-                Err(NotNow::NotAccepted(CheckId::WalGap)),
-            ),
-            (promote(&[CheckId::WalGap]), Phase::Recovering, Some(Awaiting::Gap), Ok(())),
-            (
-                promote(&[CheckId::WalGap]),
-                Phase::Recovering,
-                Some(Awaiting::End),
-                Err(NotNow::NotAccepted(CheckId::Target)),
-            ),
-            (
-                promote(&[CheckId::WalGap]),
-                Phase::Restoring,
-                Some(Awaiting::Gap),
-                Err(NotNow::Phase(Phase::Restoring)),
-            ),
-        ];
-        for (steer, phase, awaiting, expect) in cases {
-            assert_eq!(steer.allowed(phase, awaiting), expect, "{steer:?} {phase} {awaiting:?}");
-        }
-        let text = NotNow::NotAccepted(CheckId::WalGap).to_string();
-        assert!(text.contains("wal-gap"), "{text}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub(super) mod audit;
 pub(super) mod backups;
+pub(super) mod decisions;
 pub(super) mod events;
 pub mod jobs;
 pub(super) mod plans;

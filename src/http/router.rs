@@ -8,7 +8,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::api::{audit, backups, events, jobs, plans, processes, restores, stanzas, version, wal};
+use super::api::{
+    audit, backups, decisions, events, jobs, plans, processes, restores, stanzas, version, wal,
+};
 use super::middleware::{etag, guard, idempotency, outermost};
 use super::problem::{ErrorCode, Problem};
 use super::state::AppState;
@@ -33,10 +35,10 @@ pub(super) fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(restores::create))
         .routes(routes!(restores::list))
         .routes(routes!(restores::show))
-        .routes(routes!(restores::promote))
-        .routes(routes!(restores::retarget))
-        .routes(routes!(restores::abandon))
-        .routes(routes!(restores::undo))
+        .routes(routes!(decisions::promote))
+        .routes(routes!(decisions::retarget))
+        .routes(routes!(decisions::abandon))
+        .routes(routes!(decisions::undo))
         .routes(routes!(jobs::list))
         .routes(routes!(jobs::show))
         .routes(routes!(jobs::cancel))

@@ -7,7 +7,8 @@ use tokio::time::sleep;
 
 use super::catalog::Freshness;
 use super::context::Context;
-use super::queue::{Denied, JobsHandle, Submission};
+use super::queue::JobsHandle;
+use super::submission::{Denied, Submission};
 use crate::domain::job::{
     BackupOptions, BackupSpec, JobKind, JobSpec, JobState, OnConflict, Trigger,
 };

@@ -12,7 +12,10 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
+use super::catalog::FRESH_ENOUGH;
 use super::context::Context;
 use super::queue::LaneView;
 use crate::clock;
@@ -121,7 +124,7 @@ struct Canonical {
 impl Canonical {
     fn hash(&self) -> String {
         let text = serde_json::to_vec(self).unwrap_or_default();
-        Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+        Sha256::digest(text).iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
     }
 
     fn differences(&self, now: &Self) -> Vec<String> {
@@ -179,12 +182,24 @@ pub enum Stale {
 pub struct Planner {
     context: Context,
     plans: Arc<StdMutex<BTreeMap<JobId, Arc<Plan>>>>,
+    /// What was seen last of each stanza; held while somebody looks, so that a hundred callers
+    /// cost one look.
+    looks: Arc<Mutex<BTreeMap<StanzaName, (Instant, Look)>>>,
+}
+
+/// What can be restored to, and what that was decided from.
+#[derive(Debug, Clone)]
+pub struct Look {
+    /// The facts.
+    pub ground: Arc<Ground>,
+    /// The windows, the newest timeline first.
+    pub windows: Arc<[Window]>,
 }
 
 impl Planner {
     /// A planner without plans.
     pub fn new(context: Context) -> Self {
-        Self { context, plans: Arc::default() }
+        Self { context, plans: Arc::default(), looks: Arc::default() }
     }
 
     /// Makes a plan. `lane` is what the stanza's lane does at present.
@@ -279,8 +294,15 @@ impl Planner {
         Ok(now)
     }
 
-    /// What can be restored to, per repository and timeline.
-    pub async fn windows(&self, stanza: &StanzaName) -> Result<(Ground, Vec<Window>), PlanError> {
+    /// What can be restored to, per repository and timeline; as old as a page may be.
+    pub async fn windows(&self, stanza: &StanzaName) -> Result<Look, PlanError> {
+        let mut looks = self.looks.lock().await;
+        if let Some((at, look)) = looks.get(stanza)
+            && at.elapsed() <= FRESH_ENOUGH
+        {
+            return Ok(look.clone());
+        }
+        let at = Instant::now();
         let ground = facts::look(&self.context, stanza).await?;
         let mut windows: Vec<Window> = Vec::new();
         for (repo, archive) in &ground.archives {
@@ -290,6 +312,8 @@ impl Planner {
             windows.extend(window::windows(&of_repo));
         }
         windows.sort_by_key(|window| (std::cmp::Reverse(window.timeline), window.repo));
-        Ok((ground, windows))
+        let look = Look { ground: Arc::new(ground), windows: windows.into() };
+        looks.insert(stanza.clone(), (at, look.clone()));
+        Ok(look)
     }
 }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::Context;
 use super::recorder::{Recorder, event};
 use super::restore::{self, Begin};
+use super::submission::{Denied, LONGEST_QUEUE, Submission};
 use super::worker::{self, Ended};
 use crate::clock;
 use crate::domain::StanzaName;
@@ -19,91 +20,11 @@ use crate::domain::job::{
     Admission, Job, JobEvent, JobId, JobKind, JobSpec, JobState, OnConflict, Outcome, Trigger,
     admit,
 };
-use crate::domain::restore::{Awaiting, BootAction, Journal, NotNow, Phase, Steer};
+use crate::domain::restore::{Awaiting, BootAction, Journal, Phase, Steer};
 use crate::pulse::Pulse;
 use crate::store::{Store, StoreError};
 
-/// Jobs that may wait for one lane.
-const LONGEST_QUEUE: usize = 32;
 const BEAT: Duration = Duration::from_secs(2);
-
-/// Something that is asked for.
-#[derive(Debug, Clone)]
-pub struct Submission {
-    /// What.
-    pub spec: JobSpec,
-    /// What asks.
-    pub trigger: Trigger,
-    /// Who asks.
-    pub by: String,
-    /// What to do when the lane is taken.
-    pub on_conflict: OnConflict,
-    /// The idempotency key of the request.
-    pub idempotency_key: Option<String>,
-}
-
-/// Why a submission, or a cancellation, was not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum Denied {
-    /// The lane is taken.
-    #[error("stanza {stanza} is busy with {kind} job {job}")]
-    LaneBusy {
-        /// Whose lane.
-        stanza: StanzaName,
-        /// The job that has it.
-        job: JobId,
-        /// What that job does.
-        kind: JobKind,
-    },
-    /// Too many wait already.
-    #[error("{LONGEST_QUEUE} jobs wait for stanza {0} already")]
-    QueueFull(StanzaName),
-    /// No such job.
-    #[error("there is no job {0}")]
-    NoSuchJob(JobId),
-    /// It has ended.
-    #[error("job {job} has ended: it {state}")]
-    Ended {
-        /// The job.
-        job: JobId,
-        /// How.
-        state: JobState,
-    },
-    /// A restore that has begun to change files is not cancelled: it would leave no database.
-    #[error(
-        "restore {job} is in phase {phase}: PGDATA is being replaced, and stopping now would leave \
-         no database at all. Let it end"
-    )]
-    TooLate {
-        /// The job.
-        job: JobId,
-        /// Its phase.
-        phase: Phase,
-    },
-    /// Restores need a server that Headrest can stop and start.
-    #[error("Headrest does not supervise the PostgreSQL server of stanza {0}")]
-    NotSupervised(StanzaName),
-    /// The job is no restore, or one that has ended: it cannot be steered.
-    #[error("job {0} is no restore that is under way")]
-    NoRestore(JobId),
-    /// The restore does not wait for that.
-    #[error("restore {job}: {why}")]
-    NotNow {
-        /// The restore.
-        job: JobId,
-        /// Why.
-        why: NotNow,
-    },
-    /// A decision that could not be made durable is not carried out.
-    #[error("the decision could not be written down, so it was not carried out: {0}")]
-    NotWritten(String),
-    /// Headrest is stopping.
-    #[error("Headrest is stopping")]
-    ShuttingDown,
-    /// The history cannot be written.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
 
 /// What one lane is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -121,6 +121,14 @@ impl Recorder {
         }
     }
 
+    /// What it stands at and waits for, told at once: nothing else may come for a long time.
+    pub async fn stands_at(&mut self, text: &str) {
+        if self.progress.phase.as_deref() != Some(text) || self.progress_unstored {
+            self.progress.phase = Some(text.to_owned());
+            self.store_all(true, vec![progress_event(&self.progress)]).await;
+        }
+    }
+
     /// Stores what was held back, and how far the job came. Call at the end of a job.
     pub async fn finish(&mut self, done: bool) {
         self.progress.eta_s = None;

@@ -223,6 +223,8 @@ impl Run<'_> {
 
     /// Runs `pgbackrest restore` until it succeeds.
     async fn restore_files(&mut self) -> Result<(), Stop> {
+        (self.result.last_commit_at, self.result.replayed_lsn) = (None, None);
+        (self.first_replayed, self.last_replayed) = (None, None);
         let mut tries = 0;
         loop {
             let lock = self.lock_out_orphans().await?;

@@ -49,7 +49,7 @@ pub fn segment(name: &str, size: SegmentSize) -> Option<WalSegment> {
     let (segment, rest) = name.split_at_checked(24)?;
     let checksum = rest.strip_prefix('-')?.split('.').next()?;
     let whole = checksum.len() == 40 && checksum.bytes().all(|b| b.is_ascii_hexdigit());
-    let unfinished = rest.ends_with(".tmp");
+    let unfinished = rest.rsplit('.').next() == Some("tmp");
     WalSegment::parse(segment, size).ok().filter(|_| whole && !unfinished)
 }
 
@@ -68,9 +68,9 @@ mod tests {
         let json = br#"{".":{"type":"path"},"00000002.history":{"type":"file","size":41,"time":1795621913},"0000000100000000":{"type":"path"}}"#;
         let entries = parse(json).unwrap();
         assert_eq!(entries.len(), 2);
-        assert_eq!(history(&entries[0].name).unwrap().get(), 2);
-        assert_eq!(entries[0].changed_at.unwrap().as_second(), 1_795_621_913);
-        assert!(entries[1].is_directory);
+        assert!(entries[0].is_directory);
+        assert_eq!(history(&entries[1].name).unwrap().get(), 2);
+        assert_eq!(entries[1].changed_at.unwrap().as_second(), 1_795_621_913);
         assert!(parse(b"[]").is_err() && parse(b"").is_err());
     }
 

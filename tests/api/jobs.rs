@@ -271,7 +271,7 @@ async fn a_restore_must_name_what_it_destroys() {
         (
             "{\"target\":{\"type\":\"latest\",\"value\":\"x\"},\"confirm\":\"main\"}",
             "invalid-field",
-            "value",
+            "target.value",
         ),
         ("{\"confirm\":\"main\"}", "invalid-field", "target"),
     ];
@@ -279,6 +279,60 @@ async fn a_restore_must_name_what_it_destroys() {
         let problem = service.post(path, body).await.is_problem(422, code);
         assert_eq!(problem["field"], field, "{body}");
     }
+}
+
+/// What becomes a setting of PostgreSQL or an argument of pgBackRest is parsed to a type first.
+#[tokio::test]
+async fn hostile_targets_are_refused_by_their_field_and_start_nothing() {
+    let service = Service::with_script("touch \"$0.ran\"; exit 1").await;
+    let evil = "x'\nrecovery_end_command = 'touch /tmp/x";
+    let target = |kind: &str, value: serde_json::Value| serde_json::json!({ "target": { "type": kind, "value": value } });
+    let latest = |field: &str, value: serde_json::Value| serde_json::json!({ "target": { "type": "latest" }, field: value });
+    let mut cases = Vec::new();
+    for kind in ["name", "time", "lsn", "xid"] {
+        for value in [evil, "", "--for ce", "é"] {
+            cases.push((target(kind, value.into()), "target.value"));
+        }
+        cases.push((serde_json::json!({ "target": { "type": kind } }), "target.value"));
+        cases.push((target(kind, serde_json::json!({ "a": 1 })), "target.value"));
+    }
+    for value in ["2026-11-20T10:00:00", "2026-11-20 10:00", "yesterday", "2026-02-31T00:00:00Z"] {
+        cases.push((target("time", value.into()), "target.value"));
+    }
+    cases.push((target("xid", "0x10".into()), "target.value"));
+    cases.push((target("lsn", "0/G".into()), "target.value"));
+    cases.push((target("name", "a".repeat(64).into()), "target.value"));
+    cases.push((latest("timeline", evil.into()), "timeline"));
+    cases.push((latest("timeline", "0x1".into()), "timeline"));
+    cases.push((latest("set", "../../etc".into()), "set"));
+    cases.push((latest("repo", 0.into()), "repo"));
+    cases.push((latest("databases", serde_json::json!(["a\nb"])), "databases"));
+    cases.push((latest("accept", serde_json::json!(["everything"])), "accept"));
+    cases.push((latest("on_reached", "shutdown".into()), "on_reached"));
+    cases.push((latest("mode", "side-by-side".into()), "mode"));
+    cases.push((
+        serde_json::json!({ "target": { "type": "immediate", "exclusive": true } }),
+        "target.exclusive",
+    ));
+    for (mut body, field) in cases {
+        let plans = "/api/v1/stanzas/main/restore-plans";
+        let problem = service.post(plans, &body.to_string()).await;
+        let problem = problem.is_problem(422, "invalid-field");
+        assert_eq!(problem["field"], field, "{body}");
+        body["confirm"] = "main".into();
+        let problem = service.post("/api/v1/stanzas/main/restores", &body.to_string()).await;
+        let problem = problem.is_problem(422, "invalid-field");
+        assert_eq!(problem["field"], field, "{body}");
+    }
+    let both = r#"{"plan":"x","target":{"type":"latest"},"confirm":"main"}"#;
+    let problem = service.post("/api/v1/stanzas/main/restores", both).await;
+    assert_eq!(problem.is_problem(422, "invalid-field")["field"], "plan");
+    let ran = service.directory.path().join("pgbackrest.ran");
+    assert!(!ran.exists(), "a refused request started pgbackrest");
+    // A good one is refused for another reason: this service has no server.
+    let good = r#"{"target":{"type":"xid","value":742},"confirm":"main"}"#;
+    let answer = service.post("/api/v1/stanzas/main/restores", good).await;
+    answer.is_problem(409, "postgres-not-supervised");
 }
 
 #[tokio::test]

@@ -23,10 +23,11 @@ type Measure = fn(&mut Report);
 
 fn main() {
     let mut report = Report::default();
-    let measures: [(&str, Measure); 5] = [
+    let measures: [(&str, Measure); 6] = [
         ("backups", backup::measure),
         ("restores of an empty cluster", restore::measure_empty),
         ("restores of a 1 GiB cluster", restore::measure_large),
+        ("restores to a moment", restore::measure_moment),
         ("requests", http::measure),
         ("memory after jobs", memory::measure),
     ];

@@ -160,17 +160,20 @@ fn a_restore_that_cannot_go_well_leaves_the_server_alone() {
     if rustix::process::geteuid().is_root() {
         let strange = instance.data_dir().join("lost+found");
         fs::create_dir(&strange).unwrap();
-        let job = instance.restore();
-        assert_eq!(job["state"], "failed", "{job:#}");
-        assert!(job["error"]["message"].as_str().unwrap().contains("lost+found"), "{job:#}");
+        let reply = instance.http.post(RESTORES, &Instance::restore_request());
+        assert_eq!(reply.problem(409), "restore-refused");
+        let check = &reply.json()["checks"][0];
+        assert_eq!(check["id"], "owned-entries", "{check}");
+        assert!(check["detail"].as_str().unwrap().contains("lost+found"), "{check}");
         fs::remove_dir(&strange).unwrap();
     }
     // So is a repository without a backup.
     let gone = instance.root.join("repo-away");
     fs::rename(instance.root.join("repo"), &gone).unwrap();
-    let job = instance.restore();
-    assert_eq!(job["state"], "failed", "{job:#}");
+    let reply = instance.http.post(RESTORES, &Instance::restore_request());
+    assert_eq!(reply.problem(404), "no-such-backup");
     fs::rename(&gone, instance.root.join("repo")).unwrap();
+    assert_eq!(instance.jobs().len(), jobs, "a refused request became a job");
 
     assert_eq!(instance.postmaster(), before, "the server was touched");
     instance.wait_ready();

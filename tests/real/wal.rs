@@ -8,10 +8,11 @@ use std::path::Path;
 use std::thread;
 
 use rustix::process::Signal;
+use serde_json::json;
 
 use crate::support::files::walk;
 use crate::support::instance::Instance;
-use crate::support::jobs::id_of;
+use crate::support::jobs::{RESTORES, accepted, id_of};
 use crate::support::rows::Rows;
 use crate::support::{PATIENCE, SOON, process, until};
 
@@ -134,7 +135,15 @@ fn a_gap_in_the_archive_is_waited_at_and_never_promoted() {
     let aside = instance.root.join("aside");
     fs::rename(&hidden, &aside).unwrap();
 
-    let id = instance.begin_restore();
+    // PostgreSQL runs and has everything: nobody takes that away without being told.
+    let before = instance.postmaster();
+    let mut request = Instance::restore_request();
+    let refused = instance.http.post(RESTORES, &request);
+    assert_eq!(refused.problem(409), "restore-refused");
+    assert_eq!(refused.json()["checks"][0]["id"], "wal-gap", "{}", refused.body);
+    assert_eq!(instance.postmaster(), before, "the server was touched");
+    request["accept"] = json!(["wal-gap"]);
+    let id = accepted(&instance.http.post(RESTORES, &request));
     let wanted = segments[1].clone();
     instance.wait_job_until(&id, "says what it waits for", |job| {
         job["progress"]["phase"].as_str().is_some_and(|phase| phase.contains(&wanted))

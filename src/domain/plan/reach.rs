@@ -12,7 +12,7 @@ use super::{Catalogue, Lost, Moment, Place, RestorePoint, Sample, Unreachable, W
 /// How late a branch reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reach {
-    /// A commit at or after this moment is known.
+    /// Up to this moment it is known what was committed.
     pub certain: Option<Timestamp>,
     /// There may be commits up to here.
     pub possible: Option<Timestamp>,
@@ -157,11 +157,9 @@ impl Catalogue {
         branch: &Branch,
     ) -> Result<(Option<Place>, Option<String>), Unreachable> {
         let newest = self.samples_on(branch).map(|sample| sample.xid).max();
-        let end = match self.live.filter(|_| self.is_current(branch)) {
-            Some(live) => Some(live.next_xid),
-            // A server that is down cannot be asked what it gave out after the last sample.
-            None => None,
-        };
+        // A server that is down cannot be asked what it gave out after the last sample.
+        let live = self.live.filter(|_| self.is_current(branch));
+        let end = live.map(|live| live.next_xid);
         if let Some(next) = end.filter(|next| xid.get() >= *next) {
             return Err(past_end(wish, branch, Moment::Xid(next.saturating_sub(1))));
         }
@@ -186,12 +184,13 @@ impl Catalogue {
             // It can still commit: the restore itself does before it stops the server.
             return Reach { certain: Some(self.now), possible: Some(self.now) };
         }
+        // All its WAL is there, so until then the last commit in it was the last there was.
         let last_alive = self.last_alive.filter(|_| self.is_current(branch));
+        let certain = known.max(last_alive);
         let archived = self.archived_at.get(&tip).copied();
         // When a backup ended the server was there.
         let backed_up = self.newest_set_on(branch);
-        let possible = known.max(last_alive).max(archived).max(backed_up);
-        Reach { certain: known, possible }
+        Reach { certain, possible: certain.max(archived).max(backed_up) }
     }
 
     /// The first moment that the newest set on a branch can be restored to.

@@ -177,17 +177,17 @@ fn a_moment_is_on_the_timeline_of_its_time() {
 }
 
 #[test]
-fn a_server_that_is_down_is_not_certain() {
+fn a_server_that_is_down_reaches_as_far_as_it_lived() {
     let mut catalogue = one_timeline();
     catalogue.live = None;
-    catalogue.last_alive = Some(at(99));
-    assert_eq!(decide(&catalogue, &to(95)).unwrap().uncertain, None);
-    assert!(decide(&catalogue, &to(98)).unwrap().uncertain.is_some());
+    catalogue.last_alive = Some(at(98));
+    assert_eq!(decide(&catalogue, &to(98)).unwrap().uncertain, None);
     let refused = decide(&catalogue, &to(100)).unwrap_err();
-    assert_eq!(refused.nearest(), Some(Moment::Time(at(95))), "{refused}");
-    // Everything of the server is lost: what the archive has counts.
+    assert_eq!(refused.nearest(), Some(Moment::Time(at(98))), "{refused}");
+    // Everything of the server is lost: there may be commits that never reached the archive.
     (catalogue.current, catalogue.local, catalogue.last_alive) = (None, Segments::default(), None);
     assert_eq!(chosen(&catalogue, &to(95)), (70, 1));
+    assert!(decide(&catalogue, &to(98)).unwrap().uncertain.is_some());
 }
 
 #[test]

@@ -127,7 +127,8 @@ pub(in crate::http) async fn window(
     State(state): State<AppState>,
     Stanza(stanza): Stanza,
 ) -> Outcome<Json<RecoveryWindow>> {
-    let (ground, windows) = state.planner.windows(&stanza).await?;
+    let look = state.planner.windows(&stanza).await?;
+    let (ground, windows) = (&look.ground, &look.windows);
     let own: Vec<&Window> = windows.iter().filter(|window| window.is_current).collect();
     Ok(Json(RecoveryWindow {
         stanza: stanza.to_string(),
@@ -268,7 +269,7 @@ pub(in crate::http) async fn show(
     Stanza(stanza): Stanza,
 ) -> Outcome<Json<WalStateView>> {
     let wal = state.wal.state(&stanza).await?;
-    let (ground, _) = state.planner.windows(&stanza).await?;
+    let ground = state.planner.windows(&stanza).await?.ground;
     Ok(Json(WalStateView {
         position: wal.position.map(|position| PositionView {
             timeline: position.timeline.get(),

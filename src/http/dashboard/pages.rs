@@ -1,18 +1,23 @@
 //! The overview.
 
+use std::time::Duration;
+
 use askama::Template;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use super::html;
 use super::view::{
     BackupRow, Fact, JobRow, Moment, Tone, archive_fact, backup_row, fact, job_row, moment,
-    postgres_fact, repository_fact, safety_fact,
+    postgres_fact, repository_fact, restoring_fact, safety_fact,
 };
 use crate::clock;
+use crate::domain::StanzaName;
 use crate::domain::job::JobKind;
+use crate::domain::window::Window;
 use crate::http::auth::{Caller, Via};
 use crate::http::extract::Query;
 use crate::http::problem::{ErrorCode, Outcome, Problem};
@@ -22,6 +27,8 @@ use crate::store::JobFilter;
 
 /// Backups and jobs shown on the page.
 const SHOWN: usize = 20;
+/// How long the page waits for what can be restored to.
+const WINDOW_PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Template)]
 #[template(path = "overview.html")]
@@ -93,7 +100,7 @@ pub(in crate::http) async fn overview(
     let newest = seen.as_ref().ok().and_then(|seen| seen.stanza.newest_backup());
     let restoring = running.is_some_and(|job| job.spec.kind() == JobKind::Restore);
     let safety = match (status.fenced_by, restoring) {
-        (Some(_), true) => fact(Tone::Busy, "Restoring", "PostgreSQL is being restored"),
+        (Some(job), true) => restoring_fact(state.store.kept_journal(job).await?.as_ref()),
         // Nobody works on it, so somebody must.
         (Some(job), false) => {
             let detail = format!(
@@ -102,7 +109,10 @@ pub(in crate::http) async fn overview(
             );
             fact(Tone::Bad, "PostgreSQL is down", &detail)
         }
-        (None, _) => safety_fact(newest, &status, &repository, &archive, now),
+        (None, _) => {
+            let window = window_of(&state, &stanza).await;
+            safety_fact(newest, window.as_ref(), &repository, &archive, now)
+        }
     };
     let page = Overview {
         stanza: stanza.to_string(),
@@ -128,6 +138,14 @@ pub(in crate::http) async fn overview(
         notice: query.notice.and_then(|word| notice(&word)),
     };
     html(StatusCode::OK, &page)
+}
+
+/// What can be restored to on the server's own timeline. A repository that hangs must not keep the
+/// page away.
+async fn window_of(state: &AppState, stanza: &StanzaName) -> Option<Window> {
+    let look = timeout(WINDOW_PATIENCE, state.planner.windows(stanza)).await.ok()?.ok()?;
+    let own = look.windows.iter().filter(|window| window.is_current);
+    own.max_by_key(|window| window.to()).cloned()
 }
 
 fn notice(word: &str) -> Option<String> {

@@ -3,7 +3,10 @@
 use jiff::{SignedDuration, Timestamp, Unit};
 
 use crate::domain::job::{Job, JobState};
+use crate::domain::restore::Journal;
+use crate::domain::window::Window;
 use crate::http::api::jobs::describe;
+use crate::http::api::restores::advice;
 use crate::pgbackrest::info::{self, StanzaStatus};
 use crate::postgres::state::ServerState;
 use crate::postgres::supervisor::Status;
@@ -86,7 +89,7 @@ pub(super) fn fact(tone: Tone, word: &str, detail: &str) -> Fact {
 /// The answer to the question one has at 3 a.m.
 pub(super) fn safety_fact(
     newest: Option<&info::Backup>,
-    status: &Status,
+    window: Option<&Window>,
     repository: &Fact,
     archive: &Fact,
     now: Timestamp,
@@ -105,14 +108,40 @@ pub(super) fn safety_fact(
         let detail = format!("backups since {since}, but the WAL is not archived");
         return fact(Tone::Bad, "In danger", &detail);
     }
-    let until = status.archiver.as_ref().and_then(|archiver| archiver.last_archived_at);
-    match until {
-        Some(until) => {
-            let until = moment(until, now);
-            let detail = format!("WAL is archived up to {} ({})", until.human, until.ago);
-            fact(Tone::Good, "Safe", &format!("{detail}; newest backup {since}"))
+    let Some((from, to)) = window.and_then(|window| window.from().zip(window.to())) else {
+        return fact(Tone::Warn, "Backed up", &format!("newest backup {since}"));
+    };
+    let (from, until) = (moment(from, now), moment(to, now));
+    let newest = format!("newest backup {since}");
+    if window.is_some_and(|window| window.ranges.len() > 1) {
+        let detail = format!(
+            "You can restore to moments between {} and {}, but WAL is missing in between; {newest}",
+            from.human, until.human
+        );
+        return fact(Tone::Warn, "Safe with gaps", &detail);
+    }
+    let detail = format!(
+        "You can restore to any moment between {} and {} ({}); {newest}",
+        from.human, until.human, until.ago
+    );
+    fact(Tone::Good, "Safe", &detail)
+}
+
+/// A restore that is under way, and what it waits for.
+pub(super) fn restoring_fact(journal: Option<&Journal>) -> Fact {
+    let Some(journal) = journal else {
+        return fact(Tone::Busy, "Restoring", "PostgreSQL is being restored");
+    };
+    let target = &journal.target;
+    match journal.awaiting {
+        None => {
+            fact(Tone::Busy, "Restoring", &format!("to {target}: {}", journal.phase.describe()))
         }
-        None => fact(Tone::Warn, "Backed up", &format!("newest backup {since}")),
+        Some(awaiting) => {
+            let wal = journal.awaited_segment.as_ref().map(|wal| format!(" (WAL {wal})"));
+            let text = format!("{}{}", advice(awaiting), wal.unwrap_or_default());
+            fact(Tone::Warn, "The restore waits for you", &text)
+        }
     }
 }
 

@@ -139,7 +139,7 @@ fn wal_gap(decision: &Decision, ground: &Ground) -> Check {
     };
     if decision.gaps.is_empty() {
         let count = until.number().saturating_sub(start.number()) + 1;
-        let text = format!("{count} segments, {start} to {until}, without a gap");
+        let text = format!("{start} to {until} ({count} in all), without a gap");
         return Check::pass(CheckId::WalGap, text);
     }
     let gaps: Vec<String> = decision.gaps.iter().map(ToString::to_string).collect();
@@ -204,13 +204,13 @@ fn wal_loss(context: &Context, side: &ServerSide, ground: &Ground) -> Check {
         Ok(free) if free < needed => Check::fail(
             id,
             format!(
-                "{count} WAL segments ({needed} bytes) may not be in the archive yet, and there are \
-                 only {free} bytes free in the state directory to keep them"
+                "WAL that may not be in the archive yet ({needed} bytes) must be kept, and there are \
+                 only {free} bytes free in the state directory"
             ),
         ),
         Ok(_) => Check::pass(
             id,
-            format!("{count} WAL segments that may not be archived yet are pushed, or kept aside"),
+            format!("WAL that may not be archived yet ({needed} bytes) is pushed, or kept aside"),
         ),
         Err(error) => Check::fail(id, format!("cannot look at the state directory: {error}")),
     }
@@ -288,7 +288,11 @@ fn layout(set: Option<&info::Backup>, survey: &Survey) -> Check {
         .map(|(path, to)| format!("{} -> {}", path.display(), to.display()))
         .collect();
     if gone.is_empty() {
-        return Check::pass(id, format!("{count} tablespaces and links come back where they are"));
+        let text = match count {
+            0 => "the set has no tablespaces and links".to_owned(),
+            _ => format!("tablespaces and links come back where they are ({count})"),
+        };
+        return Check::pass(id, text);
     }
     let text = format!(
         "the set does not have these links: {}. What they hold stays where it is; PGDATA gets a \

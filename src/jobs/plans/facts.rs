@@ -102,6 +102,9 @@ async fn collect(
         .is_some_and(|ours| !known.is_empty() && known.iter().all(|db| db.system_id != *ours));
     let of_cluster = system_id.as_deref().filter(|_| !other_system);
     let size = segment_size(half_done.as_ref(), control.as_ref(), &seen.stanza);
+    // Before the archive is listed: what is archived in between is seen there, and what was archived
+    // before too. The other way round a segment could be seen in neither.
+    let pg_wal = side.and_then(|side| PgWal::read(&side.data_dir.join("pg_wal"), size).ok());
     let archives = context
         .archives
         .look(stanza, &seen.stanza, of_cluster, size, thorough)
@@ -139,7 +142,9 @@ async fn collect(
     };
     if let Some(side) = side.filter(|_| !other_system) {
         let of_control = control.as_ref().filter(|_| !recovers).map(|control| control.timeline);
-        add_server(context, side, half_done.as_ref(), of_control, &mut catalogue).await;
+        let pg_wal = pg_wal.unwrap_or_default();
+        let half_done = half_done.as_ref();
+        add_server(context, side, half_done, of_control, &pg_wal, &mut catalogue).await;
     }
     Ok(Ground {
         catalogue,
@@ -161,6 +166,7 @@ async fn add_server(
     side: &ServerSide,
     half_done: Option<&Journal>,
     of_control: Option<Timeline>,
+    pg_wal: &PgWal,
     catalogue: &mut Catalogue,
 ) {
     let size = catalogue.segment_size;
@@ -185,13 +191,10 @@ async fn add_server(
         catalogue.current = of_control.or(newest_of_trail);
         catalogue.last_alive = pgdata::last_written(&side.data_dir);
     }
-    let pg_wal = side.data_dir.join("pg_wal");
-    if let Ok(wal) = PgWal::read(&pg_wal, size) {
-        let own = |segment: &WalSegment| Some(segment.timeline()) == catalogue.current;
-        catalogue.local = wal.segments(size).filter(own).collect();
-    }
+    let own = |segment: &WalSegment| Some(segment.timeline()) == catalogue.current;
+    catalogue.local = pg_wal.segments(size).filter(own).collect();
     // A history that is not archived yet.
-    for path in files(&pg_wal) {
+    for path in files(&side.data_dir.join("pg_wal")) {
         let Some(timeline) = path.file_name().and_then(|n| n.to_str()).and_then(listing::history)
         else {
             continue;

@@ -81,6 +81,8 @@ pub(super) async fn journal(
         accepted_end: None,
         abandoned: false,
         unarchived: Vec::new(),
+        shut_down: false,
+        complete_until: None,
         stopped_at: None,
         promotions: 0,
         attempts: 0,

@@ -88,18 +88,17 @@ impl Run<'_> {
             }
         };
         let Some(connection) = following.connection else { return Ok(Next::Recover) };
-        (self.result.replayed_lsn, self.result.last_commit_at) =
-            (facts.replayed, facts.last_commit_at);
+        self.result.replayed_lsn = facts.replayed;
         self.verify(&facts)?;
         self.enter(Phase::Verified).await?;
         let text = format!(
             "replayed to {}, last commit {}",
             facts.replayed.map_or("-".to_owned(), |lsn| lsn.to_string()),
-            facts.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string())
+            self.result.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string())
         );
         self.recorder.say(Level::Info, text).await;
-        if self.journal.on_reached == OnReached::Pause && self.journal.accepted_end.is_none() {
-            match self.wait_at_the_target(&connection, &facts).await? {
+        if self.journal.on_reached == OnReached::Pause {
+            match self.wait_at_the_target(&connection).await? {
                 Next::Unfence => {}
                 other => return Ok(other),
             }
@@ -243,6 +242,7 @@ impl Run<'_> {
             following.doubted = Some(Instant::now());
             self.wait_for(awaiting, awaiting.map(|_| wanted)).await;
             self.waiting_for = Some(doubt.clone());
+            self.recorder.stands_at(&doubt).await;
             if following.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
                 following.said = Some(Instant::now());
                 self.recorder.say(Level::Warn, doubt).await;
@@ -252,15 +252,25 @@ impl Run<'_> {
         if self.journal.target == RecoveryTarget::Latest {
             return Ok(Seen::Ended(facts));
         }
+        if self.journal.ends_at_the_target() {
+            let text = "nothing was committed between the last commit and the target";
+            self.recorder.say(Level::Info, text).await;
+            // Promoted with a target that it has not reached, the server would end itself.
+            self.journal.accepted_end = Some(wanted.to_string());
+            self.write_journal().await.map_err(|error| self.give_up(error))?;
+            self.stop_server().await?;
+            return Ok(Seen::Elsewhere(Next::Recover));
+        }
         following.doubted = Some(Instant::now());
         self.wait_for(Some(Awaiting::End), Some(wanted)).await;
-        let last = facts.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string());
+        let last = self.result.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string());
         let text = format!(
             "the WAL ends before {}: the last commit is of {last}. Choose another target, promote \
              it as it is (accepting \"target\"), or abandon the restore",
             self.journal.target
         );
         self.waiting_for = Some(text.clone());
+        self.recorder.stands_at(&text).await;
         if following.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
             following.said = Some(Instant::now());
             self.recorder.say(Level::Warn, text).await;
@@ -341,6 +351,8 @@ impl Run<'_> {
         let end = self.journal.archived_until.as_deref();
         let end = end.and_then(|name| WalSegment::parse(name, size).ok()).map(|s| s.end());
         let Some(replayed) = facts.replayed else { return };
+        // A server that was started again knows only of commits since.
+        self.result.last_commit_at = facts.last_commit_at.or(self.result.last_commit_at);
         let start = *self.first_replayed.get_or_insert(replayed);
         if self.last_replayed != Some(replayed) {
             // It moves again.
@@ -394,7 +406,7 @@ impl Run<'_> {
             self.wait_for(Some(Awaiting::Gap), Some(segment)).await;
         }
         self.waiting_for = Some(text.clone());
-        self.recorder.progress(|progress| progress.phase = Some(text.clone())).await;
+        self.recorder.stands_at(&text).await;
         if following.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
             following.said = Some(Instant::now());
             self.recorder.say(Level::Warn, text).await;
@@ -407,7 +419,9 @@ impl Run<'_> {
              recovery goes on as soon as it is back, and nothing is promoted without it unless \
              somebody accepts the gap"
         );
-        self.waiting_for = Some(format!("waiting for WAL {segment}"));
+        let waiting = format!("waiting for WAL {segment}");
+        self.recorder.stands_at(&waiting).await;
+        self.waiting_for = Some(waiting);
         self.recorder.say(Level::Warn, text).await;
     }
 
@@ -428,12 +442,8 @@ impl Run<'_> {
     }
 
     /// Paused, for somebody to look and decide. `Next::Unfence` when it is to be promoted.
-    async fn wait_at_the_target(
-        &mut self,
-        connection: &Connection,
-        facts: &RecoveryFacts,
-    ) -> Result<Next, Stop> {
-        let last = facts.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string());
+    async fn wait_at_the_target(&mut self, connection: &Connection) -> Result<Next, Stop> {
+        let last = self.result.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string());
         let text = format!(
             "paused at {}, last commit {last}: look, then promote, choose another target, or \
              abandon the restore",
@@ -441,7 +451,7 @@ impl Run<'_> {
         );
         self.wait_for(Some(Awaiting::Target), None).await;
         self.recorder.say(Level::Info, text.clone()).await;
-        self.recorder.progress(|progress| progress.phase = Some(text)).await;
+        self.recorder.stands_at(&text).await;
         loop {
             self.shutting_down()?;
             if let Some(order) = self.decision()

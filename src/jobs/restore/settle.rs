@@ -76,7 +76,9 @@ impl Run<'_> {
         // Everything of it was replayed, and so is on the new timeline.
         let replayed = self.journal.target == RecoveryTarget::Latest
             && self.journal.timeline == self.journal.timeline_before;
-        if empty || replayed {
+        let only_the_end_of_a_shutdown =
+            self.journal.unarchived.is_empty() && self.journal.shut_down;
+        if empty || replayed || only_the_end_of_a_shutdown {
             return self.forget_kept_wal();
         }
         let text = format!(

@@ -1,6 +1,7 @@
 //! What somebody decides about a restore that waits.
 
-use super::super::queue::{Denied, SteerOrder};
+use super::super::queue::SteerOrder;
+use super::super::submission::Denied;
 use super::super::worker::problem;
 use super::{Next, Run, Stop};
 use crate::domain::WalSegment;

@@ -22,6 +22,7 @@ use crate::domain::{SegmentSize, Timeline, WalSegment};
 use crate::pgbackrest::command::ArchivePush;
 use crate::pgbackrest::log::Level;
 use crate::postgres::pg_wal::{PgWal, segment_of};
+use crate::postgres::pgdata;
 use crate::postgres::state::ServerState;
 
 /// How long the last commit may take to reach the archive while the server still runs. Draining
@@ -81,6 +82,8 @@ impl Run<'_> {
         let control = control.filter(|_| self.journal.inherited_from.is_none());
         if let Some(control) = &control {
             self.journal.timeline_before = Some(control.timeline);
+            self.journal.shut_down = control.state == "shut down";
+            self.journal.complete_until = pgdata::last_written(&self.side.data_dir);
             self.journal.segment_bytes = Some(control.segment_size.get());
             self.journal.setting_floors.clone_from(&control.setting_floors);
         }
@@ -129,7 +132,7 @@ impl Run<'_> {
             self.keep(&keep).map_err(|error| {
                 unsaved(format!("cannot keep WAL that is not in the archive: {error}"))
             })?;
-            let text = format!("kept {} WAL segments that are not in the archive", keep.len());
+            let text = format!("kept {} files of WAL that the archive does not have", keep.len());
             self.recorder.say(Level::Info, text).await;
         }
         Ok(())

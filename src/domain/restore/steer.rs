@@ -1,0 +1,131 @@
+//! Decisions about a restore that waits: what it waits for, what can be done, and what must be
+//! accepted for it.
+
+use serde::{Deserialize, Serialize};
+
+use super::super::plan::check::CheckId;
+use super::super::recovery::{OnReached, RecoveryTarget};
+use super::super::words::words;
+use super::super::{BackupLabel, RepoKey, Timeline};
+use super::Phase;
+
+words! {
+    /// What a restore waits for somebody to decide about.
+    Awaiting {
+        /// The target was reached and `on_reached` is pause: look, then decide.
+        Target = "target-reached",
+        /// A WAL segment is missing that should be there. When it comes back, recovery goes on by
+        /// itself.
+        Gap = "wal-gap",
+        /// The WAL ends before the target.
+        End = "end-before-target",
+    }
+}
+
+/// What can be done to a restore that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Steer {
+    /// Promote the server as it is now.
+    Promote {
+        /// What the caller takes upon itself: a gap, or that the target was not reached.
+        accept: Vec<CheckId>,
+    },
+    /// Go on to another target.
+    Retarget(Box<NewTarget>),
+    /// Give up, and bring back what was there before the restore.
+    Abandon(Box<NewTarget>),
+}
+
+/// A target that was planned for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTarget {
+    /// Where recovery ends.
+    pub target: RecoveryTarget,
+    /// From what.
+    pub pinned: Pinned,
+    /// What happens there.
+    pub on_reached: OnReached,
+}
+
+/// Why a restore cannot be steered so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotNow {
+    /// It does not wait for anybody.
+    #[error("it is in phase {0} and does not wait for a decision")]
+    Phase(Phase),
+    /// Promoting would leave something behind, which must be accepted by name.
+    #[error("promoting now would leave something out, which must be accepted by name: \"{0}\"")]
+    NotAccepted(CheckId),
+    /// The files do not fit together yet.
+    #[error("recovery has not reached a consistent state: there is no database to promote yet")]
+    NotConsistent,
+}
+
+impl Steer {
+    /// Whether a restore in this phase, waiting for this, can be steered so.
+    pub fn allowed(&self, phase: Phase, awaiting: Option<Awaiting>) -> Result<(), NotNow> {
+        let waits = matches!(phase, Phase::Recovering | Phase::Verified);
+        let Some(awaiting) = awaiting.filter(|_| waits) else { return Err(NotNow::Phase(phase)) };
+        let Self::Promote { accept } = self else { return Ok(()) };
+        let needed = match awaiting {
+            Awaiting::Target => return Ok(()),
+            Awaiting::Gap => CheckId::WalGap,
+            Awaiting::End => CheckId::Target,
+        };
+        if accept.contains(&needed) { Ok(()) } else { Err(NotNow::NotAccepted(needed)) }
+    }
+}
+
+/// What a plan chose, so that every run restores the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pinned {
+    /// The backup set.
+    pub set: BackupLabel,
+    /// The repository.
+    pub repo: RepoKey,
+    /// The timeline that recovery follows.
+    pub timeline: Timeline,
+    /// The last segment of that timeline's branch that was there.
+    pub wal_end: Option<String>,
+    /// The hash of the plan.
+    pub plan: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_steer_when() {
+        let promote = |accept: &[CheckId]| Steer::Promote { accept: accept.to_vec() };
+        let cases = [
+            (promote(&[]), Phase::Verified, Some(Awaiting::Target), Ok(())),
+            (promote(&[]), Phase::Verified, None, Err(NotNow::Phase(Phase::Verified))),
+            (
+                promote(&[]),
+                Phase::Recovering,
+                Some(Awaiting::Gap),
+                Err(NotNow::NotAccepted(CheckId::WalGap)),
+            ),
+            (promote(&[CheckId::WalGap]), Phase::Recovering, Some(Awaiting::Gap), Ok(())),
+            (
+                promote(&[CheckId::WalGap]),
+                Phase::Recovering,
+                Some(Awaiting::End),
+                Err(NotNow::NotAccepted(CheckId::Target)),
+            ),
+            (
+                promote(&[CheckId::WalGap]),
+                Phase::Restoring,
+                Some(Awaiting::Gap),
+                Err(NotNow::Phase(Phase::Restoring)),
+            ),
+        ];
+        for (steer, phase, awaiting, expect) in cases {
+            assert_eq!(steer.allowed(phase, awaiting), expect, "{steer:?} {phase} {awaiting:?}");
+        }
+        let text = NotNow::NotAccepted(CheckId::WalGap).to_string();
+        assert!(text.contains("wal-gap"), "{text}");
+    }
+}
