@@ -7,7 +7,7 @@ use super::client::Reply;
 use super::instance::Instance;
 use super::jobs::{BACKUPS, RESTORES, accepted, id_of, is_final, time};
 use super::sql::Sql;
-use super::{PATIENCE, until, within};
+use super::{PATIENCE, SOON, until, within};
 
 pub(crate) const PLANS: &str = "/api/v1/stanzas/main/restore-plans";
 
@@ -157,10 +157,14 @@ impl Instance {
         items.map(|backup| backup["label"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// The recovery window.
+    /// The recovery window, looked at from now on: an answer may be a few seconds old.
     #[track_caller]
     pub(crate) fn window(&self) -> Value {
-        self.http.get("/api/v1/stanzas/main/recovery-window").expect(200).json()
+        let now = Timestamp::now();
+        until("the window is looked at anew", SOON, || {
+            let window = self.http.get("/api/v1/stanzas/main/recovery-window").expect(200).json();
+            (time(&window["observed_at"]) >= now).then_some(window)
+        })
     }
 
     /// Ends the WAL segment, with a commit that Headrest knows; it must reach the archive.
