@@ -300,8 +300,7 @@ pub fn decide(catalogue: &Catalogue, wish: &Wish) -> Result<Decision, Unreachabl
     let (place, uncertain) = catalogue.place(wish, &branch)?;
     let set = choose(catalogue, wish, &branch, place)?;
     let size = catalogue.segment_size;
-    // The segment of the last byte before a position.
-    let ending = |lsn: Lsn| lsn.get().saturating_sub(1) / size.get();
+    let ending = |lsn: Lsn| size.number_before(lsn);
     let until = match (&wish.target, place.and_then(|place| place.reached_by)) {
         (RecoveryTarget::Immediate, _) => Some(ending(set.lsn_stop)),
         (_, Some(lsn)) => Some(ending(lsn)),

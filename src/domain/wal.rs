@@ -161,6 +161,9 @@ impl fmt::Display for Timeline {
     }
 }
 
+/// `SizeOfXLogLongPHD` (PostgreSQL source, `xlog_internal.h`).
+const LONG_PAGE_HEADER: u64 = 40;
+
 impl SegmentSize {
     /// 16 MiB, PostgreSQL's default.
     pub const DEFAULT: Self = Self(16 << 20);
@@ -182,6 +185,17 @@ impl SegmentSize {
             let segment = WalSegment::parse(name, *size);
             segment.is_ok_and(|s| WalSegment::containing(s.timeline, lsn, *size) == s)
         })
+    }
+
+    /// The number of the segment that must be there for everything before a position: the one of
+    /// the last byte before it. A position right behind a segment's first page header (40 bytes) has
+    /// nothing in that segment yet.
+    pub const fn number_before(self, lsn: Lsn) -> u64 {
+        if lsn.get() % self.0 <= LONG_PAGE_HEADER {
+            (lsn.get() / self.0).saturating_sub(1)
+        } else {
+            lsn.get() / self.0
+        }
     }
 
     /// Segments per 4 GiB, the unit that the middle eight digits of a name count.
@@ -426,6 +440,16 @@ mod tests {
         assert_eq!(infer("000000010000000000000002", "0/2000028"), Some(16 << 20));
         assert_eq!(infer("000000010000000000000020", "0/2000028"), Some(1 << 20));
         assert_eq!(infer("000000010000000000000009", "0/2000028"), None);
+    }
+
+    #[test]
+    fn the_segment_before_a_position() {
+        let before = |at: &str| SegmentSize::DEFAULT.number_before(at.parse().unwrap());
+        for (at, expect) in
+            [("0/2000000", 1), ("0/2000028", 1), ("0/2000029", 2), ("0/2FFFFFF", 2), ("0/0", 0)]
+        {
+            assert_eq!(before(at), expect, "{at}");
+        }
     }
 
     fn sizes() -> impl Strategy<Value = SegmentSize> {

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::archive::Gap;
 use super::plan::{Catalogue, Set};
 use super::timeline::Branch;
-use super::{RepoKey, Timeline};
+use super::{Lsn, RepoKey, Timeline};
 
 /// Moments without interruption.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,12 +94,12 @@ fn stretch(
     begin: u64,
     stop: u64,
 ) -> Option<Range> {
-    let size = catalogue.segment_size.get();
-    let within = |byte: u64| (begin..stop).contains(&(byte.saturating_sub(1) / size));
-    let whole = |set: &&&Set| set.archive_start.number() >= begin && within(set.lsn_stop.get());
+    let size = catalogue.segment_size;
+    let within = |lsn: Lsn| (begin..stop).contains(&size.number_before(lsn));
+    let whole = |set: &&&Set| set.archive_start.number() >= begin && within(set.lsn_stop);
     let set = sets.iter().filter(whole).min_by_key(|set| set.stopped_at)?;
     let from = set.reachable_from();
-    let commits = catalogue.samples_on(branch).filter(|sample| within(sample.lsn.get()));
+    let commits = catalogue.samples_on(branch).filter(|sample| within(sample.lsn));
     let last = commits.map(|sample| sample.at).max();
     let ends = sets.iter().filter(whole).map(|set| set.reachable_from()).max();
     Some(Range { from, to: last.max(ends).unwrap_or(from).max(from) })

@@ -149,6 +149,9 @@ async fn unfinished_restore(
                 None => adopt(store, &journal).await?,
             };
             job.restore_phase = Some(journal.phase);
+            // It waits for nobody before its server is back.
+            (journal.awaiting, journal.awaited_segment) = (None, None);
+            store.keep_journal(journal.clone()).await?;
             Ok(Found { resume: Some((job, journal, action)), fenced_by: Some(id) })
         }
     }

@@ -109,6 +109,14 @@ impl Journals {
         self.directory.join(format!("{}-{}-wal", journal.stanza, journal.id))
     }
 
+    /// A directory for the histories of all timelines that the server has been on. PostgreSQL gives
+    /// a new timeline the first number of which it finds no history, so none may be missing; and
+    /// none of another cluster may be among them.
+    pub fn histories_dir(&self, journal: &Journal) -> PathBuf {
+        let system_id = journal.system_id.as_deref().unwrap_or("unknown");
+        self.directory.join(format!("{}-{system_id}-histories", journal.stanza))
+    }
+
     /// Every directory with kept WAL of a stanza.
     pub fn kept_wal_dirs(&self, stanza: &StanzaName) -> Vec<PathBuf> {
         let ours = |name: &str| name.starts_with(&format!("{stanza}-")) && name.ends_with("-wal");

@@ -294,6 +294,11 @@ impl Planner {
         Ok(now)
     }
 
+    /// What was seen of a stanza does not hold any more.
+    pub async fn look_again(&self, stanza: &StanzaName) {
+        self.looks.lock().await.remove(stanza);
+    }
+
     /// What can be restored to, per repository and timeline; as old as a page may be.
     pub async fn windows(&self, stanza: &StanzaName) -> Result<Look, PlanError> {
         let mut looks = self.looks.lock().await;

@@ -227,8 +227,11 @@ impl Connection {
         // The time is taken before the commit, the position after it.
         let rows = self
             .rows(
-                "BEGIN; SELECT extract(epoch FROM clock_timestamp()) * 1000000, \
-                 pg_current_xact_id(); COMMIT; SELECT pg_current_wal_insert_lsn(), \
+                // A commit alone is not flushed at once: its transaction must have written something.
+                // "local": a synchronous standby that is away must not hold this up.
+                "BEGIN; SET LOCAL synchronous_commit = local; SELECT extract(epoch FROM \
+                 clock_timestamp()) * 1000000, pg_current_xact_id(), \
+                 pg_logical_emit_message(true, 'headrest', ''); COMMIT; SELECT pg_current_wal_insert_lsn(), \
                  pg_walfile_name(pg_current_wal_insert_lsn())",
                 PATIENCE,
             )

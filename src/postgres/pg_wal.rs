@@ -5,7 +5,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use crate::domain::{Lsn, SegmentSize, WalSegment};
+use crate::domain::timeline::History;
+use crate::domain::{Lsn, SegmentSize, Timeline, WalSegment};
 
 /// What is in `pg_wal`, as far as the archive may not have it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -76,9 +77,10 @@ pub fn segment_of(path: &Path, size: SegmentSize) -> Option<WalSegment> {
     WalSegment::parse(path.file_name()?.to_str()?, size).ok()
 }
 
-/// Whether a segment was written to: a recycled one still begins with the page of its former life
-/// (`XLogPageHeaderData`: magic, info, timeline, then the page's own address at byte 8). The first
-/// segment of a new timeline is a copy of the old one's, so its pages name an older timeline.
+/// Whether a segment was written to as what its name says. A recycled one still begins with the page
+/// of its former life (`XLogPageHeaderData`: magic, info, timeline, then the page's own address at
+/// byte 8), which may be the same stretch of another timeline. Only the segment in which a timeline
+/// branched off begins with a copy of its parent's pages.
 fn begins_with_own_page(path: &Path, segment: WalSegment) -> io::Result<bool> {
     let mut header = [0; 16];
     let mut file = match File::open(path) {
@@ -95,8 +97,27 @@ fn begins_with_own_page(path: &Path, segment: WalSegment) -> io::Result<bool> {
     let mut address = [0; 8];
     address.copy_from_slice(&header[8..]);
     let address = u64::from_ne_bytes(address);
-    let ours = (1..=segment.timeline().get()).contains(&timeline);
+    let own = timeline == segment.timeline().get();
+    let ours = own || begins_in(path, segment)?;
     Ok(ours && address == segment.start().get())
+}
+
+/// Whether this is the segment in which its timeline branched off, by the history beside it.
+fn begins_in(path: &Path, segment: WalSegment) -> io::Result<bool> {
+    let history = path.with_file_name(history_name(segment.timeline()));
+    let text = match fs::read_to_string(history) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        text => text?,
+    };
+    let parent = History::parse(&text).ok().and_then(|history| history.parent());
+    // Where it branched off exactly between two segments nothing was copied.
+    let in_it = |at: Lsn| segment.start() < at && at < segment.end();
+    Ok(parent.is_some_and(|(_, at)| in_it(at)))
+}
+
+/// The file name of a timeline's history.
+pub fn history_name(timeline: Timeline) -> String {
+    format!("{:08X}.history", timeline.get())
 }
 
 #[cfg(test)]
@@ -124,9 +145,11 @@ mod tests {
         write_segment(&at("000000010000000000000005"), 1, address(5));
         // Just promoted: still a copy of the old timeline's.
         write_segment(&at("000000020000000000000005"), 1, address(5));
+        // Recycled from the same stretch of the old timeline.
+        write_segment(&at("000000020000000000000006"), 1, address(6));
         // Recycled, not yet written to.
         write_segment(&at("000000010000000000000006"), 1, address(2));
-        fs::write(at("00000002.history"), "1\t0/5000000\tno recovery target specified\n").unwrap();
+        fs::write(at("00000002.history"), "1\t0/5000100\tno recovery target specified\n").unwrap();
         fs::write(at("archive_status/00000002.history.ready"), "").unwrap();
         let found = PgWal::read(dir.path(), size).unwrap();
         assert_eq!(found.ready, [at("000000010000000000000004"), at("00000002.history")]);

@@ -205,8 +205,7 @@ impl Catalogue {
 
     /// Whether the WAL of a commit is in the archive, or will be before the restore begins.
     fn holds_wal(&self, sample: &Sample, branch: &Branch) -> bool {
-        let number = sample.lsn.get().saturating_sub(1) / self.segment_size.get();
-        self.has(branch, number)
+        self.has(branch, self.segment_size.number_before(sample.lsn))
     }
 
     fn has(&self, branch: &Branch, number: u64) -> bool {

@@ -317,6 +317,7 @@ pub(in crate::http) async fn switch(
     Stanza(stanza): Stanza,
 ) -> Outcome<Json<SwitchedView>> {
     let switched = state.wal.switch(&stanza).await?;
+    state.planner.look_again(&stanza).await;
     Ok(Json(SwitchedView { segment: switched.segment, archived: switched.archived }))
 }
 

@@ -208,7 +208,9 @@ async fn add_server(
     // Not only its own timeline's: where archiving is broken the one before is not archived either.
     let branch = catalogue.timelines.branch(current);
     let own = |segment: &WalSegment| branch.includes(segment.timeline());
-    catalogue.local = pg_wal.segments(size).filter(own).collect();
+    // What a running server writes to at present is there, whatever is on the disk of it.
+    let written = catalogue.live.map(|live| WalSegment::containing(current, live.lsn, size));
+    catalogue.local = pg_wal.segments(size).filter(own).chain(written).collect();
 }
 
 fn files(directory: &Path) -> Vec<std::path::PathBuf> {

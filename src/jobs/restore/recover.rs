@@ -521,6 +521,10 @@ impl Run<'_> {
         match control {
             Some(facts) if facts.out_of_recovery && promoted(&self.journal, facts) => {
                 self.result.timeline = Some(facts.timeline);
+                if let Err(error) = self.keep_histories() {
+                    let text = format!("the history of the new timeline was not kept: {error}");
+                    self.recorder.say(Level::Warn, text).await;
+                }
                 Ok(Next::Unfence)
             }
             // A crash between promotion and checkpoint would come up on the old timeline with rows

@@ -20,8 +20,9 @@ use super::{Run, Stop, prepare};
 use crate::domain::restore::UndoPoint;
 use crate::domain::{SegmentSize, Timeline, WalSegment};
 use crate::pgbackrest::command::ArchivePush;
+use crate::pgbackrest::listing;
 use crate::pgbackrest::log::Level;
-use crate::postgres::pg_wal::{PgWal, segment_of};
+use crate::postgres::pg_wal::{PgWal, history_name, segment_of};
 use crate::postgres::pgdata;
 use crate::postgres::state::ServerState;
 
@@ -97,6 +98,8 @@ impl Run<'_> {
             }
             Err(error) => return Err(unsaved(format!("cannot read pg_wal: {error}"))),
         };
+        self.keep_histories()
+            .map_err(|error| unsaved(format!("cannot keep the timelines' histories: {error}")))?;
         let mut pushed = Vec::new();
         let mut unpushed = Vec::new();
         for path in &wal.ready {
@@ -178,8 +181,20 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Puts the kept segments into the restored `pg_wal`. Can be done again.
+    /// Keeps the history of every timeline that `pg_wal` knows.
+    pub(super) fn keep_histories(&self) -> io::Result<()> {
+        let pg_wal = self.side.data_dir.join("pg_wal");
+        copy_missing_histories(&pg_wal, &self.context.journals.histories_dir(&self.journal))
+    }
+
+    /// Puts the kept histories and segments into the restored `pg_wal`. Can be done again.
     pub(super) fn place_kept_wal(&self) -> Result<(), String> {
+        let histories = self.context.journals.histories_dir(&self.journal);
+        copy_missing_histories(&histories, &self.side.data_dir.join("pg_wal")).map_err(
+            |error| {
+                format!("cannot put the histories of {} into pg_wal: {error}", histories.display())
+            },
+        )?;
         let Some(kept) = &self.journal.kept_wal else { return Ok(()) };
         // What was placed before stays; after an accepted end nothing more is wanted.
         if self.journal.accepted_end.is_some() {
@@ -214,7 +229,7 @@ impl Run<'_> {
 
     /// Whether the history of a timeline is only in what was kept.
     pub(super) fn keeps_history(&self, timeline: Timeline) -> bool {
-        let name = format!("{:08X}.history", timeline.get());
+        let name = history_name(timeline);
         self.journal.kept_wal.as_ref().is_some_and(|kept| kept.join(name).exists())
     }
 
@@ -252,6 +267,28 @@ pub(super) fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         copy_durably(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    sync_directory(to)
+}
+
+/// Copies the timeline histories of one directory that another does not have, durably.
+fn copy_missing_histories(from: &Path, to: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(from) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    match fs::DirBuilder::new().mode(0o700).create(to) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    for entry in entries {
+        let path = entry?.path();
+        let Some(name) = name_of(&path).filter(|name| listing::history(name).is_some()) else {
+            continue;
+        };
+        if !to.join(&name).exists() {
+            copy_durably(&path, &to.join(name))?;
+        }
     }
     sync_directory(to)
 }
