@@ -1,7 +1,7 @@
 //! WAL that is missing or damaged: waited at, named, never silently left out.
 
-use std::fs;
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use jiff::Timestamp;
 use rustix::process::Signal;
@@ -14,7 +14,7 @@ use crate::support::instance::Instance;
 use crate::support::jobs::{RESTORES, id_of, is_final};
 use crate::support::moments::{at, checks, request};
 use crate::support::rows::Rows;
-use crate::support::{PATIENCE, process, until, within};
+use crate::support::{PATIENCE, SOON, process, until, within};
 use crate::wal::set_writable;
 
 /// Commits, each step of them with a WAL segment of its own.
@@ -259,8 +259,8 @@ fn a_segment_that_comes_back_after_the_order_lets_nothing_past_the_target_in() {
     }
 }
 
-/// The order is taken, but PostgreSQL takes its time to stop, and meanwhile it finds the segment
-/// and replays on to the target. What comes out may be what is before the gap, or what is at the
+/// The order is given, but PostgreSQL takes its time to stop, which comes before the answer, and
+/// meanwhile it finds the segment and replays on to the target. What comes out may be what is before the gap, or what is at the
 /// target, and whatever is offered on the way is accepted.
 fn comes_back_while_the_server_stops(target: impl Fn(&Scene) -> Value, stops: &str) {
     let (instance, rows) = running();
@@ -273,10 +273,17 @@ fn comes_back_while_the_server_stops(target: impl Fn(&Scene) -> Value, stops: &s
     let postmaster = instance.postmaster().expect("a postmaster");
     // A postmaster that is stopped ends nobody; the startup process works on.
     process::signal(postmaster, Signal::STOP);
-    promote(&instance, &id, &accept).expect(202);
-    damaged.repair();
-    until(stops, PATIENCE, || fs::read_to_string(&log).unwrap().contains(stops).then_some(()));
-    process::signal(postmaster, Signal::CONT);
+    thread::scope(|scope| {
+        let order = scope.spawn(|| promote(&instance, &id, &accept));
+        until("PostgreSQL is told to stop", SOON, || {
+            (instance.server()["state"] == "stopping").then_some(())
+        });
+        damaged.repair();
+        let found = || fs::read_to_string(&log).unwrap().contains(stops);
+        until(stops, PATIENCE, || found().then_some(()));
+        process::signal(postmaster, Signal::CONT);
+        order.join().unwrap().expect(202);
+    });
     let mut offered = Vec::new();
     let job = until("the restore ends", PATIENCE, || {
         let view = instance.restore_view(&id);
