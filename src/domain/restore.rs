@@ -291,6 +291,57 @@ fn promote() -> OnReached {
 }
 
 impl Journal {
+    /// The journal of a restore that was just accepted: what is known of it before anybody looked
+    /// at PGDATA.
+    pub fn accepted(
+        id: JobId,
+        stanza: StanzaName,
+        by: String,
+        target: RecoveryTarget,
+        pinned: Pinned,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            format: JOURNAL_FORMAT,
+            id,
+            stanza,
+            phase: Phase::Accepted,
+            written_at: now,
+            by,
+            target,
+            set: pinned.set,
+            repo: pinned.repo,
+            pgdata: PathBuf::new(),
+            pgdata_identity: (0, 0),
+            system_id: None,
+            timeline: Some(pinned.timeline),
+            timeline_before: None,
+            segment_bytes: None,
+            setting_floors: BTreeMap::new(),
+            archived_until: pinned.wal_end,
+            kept_wal: None,
+            undo_point: None,
+            inherited_from: None,
+            on_reached: OnReached::Promote,
+            databases: Vec::new(),
+            accept: Vec::new(),
+            plan: Some(pinned.plan),
+            undoes: None,
+            awaiting: None,
+            awaited_segment: None,
+            accepted_end: None,
+            accepted_before: None,
+            abandoned: false,
+            unarchived: Vec::new(),
+            shut_down: false,
+            complete_until: None,
+            stopped_at: None,
+            promotions: 0,
+            attempts: 0,
+            last_error: None,
+        }
+    }
+
     /// Whether what is in PGDATA is a whole database that this restore has nothing more to do with:
     /// it was not touched yet, or is finished.
     pub fn data_is_whole(&self) -> bool {
@@ -434,44 +485,22 @@ mod tests {
 
     fn journal(phase: Phase) -> Journal {
         let at = Timestamp::from_second(1_700_000_000).unwrap();
-        Journal {
-            format: JOURNAL_FORMAT,
-            id: JobId::new(at),
-            stanza: "main".parse().unwrap(),
-            phase,
-            written_at: at,
-            by: "test".into(),
-            target: RecoveryTarget::Latest,
+        let pinned = Pinned {
             set: "20261120-101500F".parse().unwrap(),
-            repo: RepoKey::try_from(1).unwrap(),
+            repo: RepoKey::FIRST,
+            timeline: Timeline::try_from(3).unwrap(),
+            wal_end: None,
+            plan: String::new(),
+        };
+        let (stanza, target) = ("main".parse().unwrap(), RecoveryTarget::Latest);
+        let accepted = Journal::accepted(JobId::new(at), stanza, "test".into(), target, pinned, at);
+        Journal {
+            phase,
             pgdata: "/data".into(),
             pgdata_identity: (1, 2),
             system_id: Some("7300000000000000001".into()),
-            timeline: Some(Timeline::try_from(3).unwrap()),
             segment_bytes: Some(16 << 20),
-            setting_floors: BTreeMap::new(),
-            archived_until: None,
-            kept_wal: None,
-            undo_point: None,
-            inherited_from: None,
-            timeline_before: None,
-            on_reached: OnReached::Promote,
-            databases: Vec::new(),
-            accept: Vec::new(),
-            plan: None,
-            undoes: None,
-            awaiting: None,
-            awaited_segment: None,
-            accepted_end: None,
-            accepted_before: None,
-            abandoned: false,
-            unarchived: Vec::new(),
-            shut_down: false,
-            complete_until: None,
-            stopped_at: None,
-            promotions: 0,
-            attempts: 0,
-            last_error: None,
+            ..accepted
         }
     }
 

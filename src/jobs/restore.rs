@@ -4,7 +4,9 @@
 //! names begins, each phase can be entered again, and PostgreSQL is started only where the journal
 //! says that PGDATA is a database.
 
+mod finish;
 mod prepare;
+mod quiet;
 mod recover;
 mod settle;
 mod steer;
@@ -12,7 +14,6 @@ mod wal;
 
 use std::time::Duration;
 
-use rustix::process::Signal;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -33,12 +34,9 @@ use crate::pgbackrest::log::Level;
 use crate::pgbackrest::runner::Stopping;
 use crate::postgres::client::Connection;
 use crate::postgres::control::ControlData;
-use crate::postgres::pgdata::{self, Content, Occupant};
+use crate::postgres::pgdata::{self, Content};
 use crate::postgres::state::ServerState;
-use crate::postgres::stray;
 use crate::postgres::supervisor::{Actor, Order, Refusal, Status};
-use crate::process::inspect;
-use crate::process::stop;
 
 /// How often `pgbackrest restore` is tried.
 const TRIES: u32 = 3;
@@ -309,38 +307,6 @@ impl Run<'_> {
         }
     }
 
-    /// Waits until no process of an earlier `pgbackrest restore` lives: an orphaned worker has
-    /// been seen to write to PGDATA 15 s after its main process was gone.
-    async fn lock_out_orphans(&mut self) -> Result<std::os::fd::OwnedFd, Stop> {
-        for round in 0..600u32 {
-            let lock = self.context.journals.try_lock(&self.journal.stanza);
-            let path = self.context.journals.lock_path(&self.journal.stanza);
-            let holders = inspect::holding_open(&path);
-            match lock {
-                // Where the lock's file was deleted they hold that one.
-                Ok(Some(lock)) if holders.is_empty() => return Ok(lock),
-                Ok(_) if round == 0 => {
-                    let text = "processes of an earlier restore still work; ending them";
-                    self.recorder.say(Level::Warn, text).await;
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    let message = crate::telemetry::chain(&error);
-                    return Err(self.give_up(problem("storage-write", message, &[])));
-                }
-            }
-            for pid in holders {
-                stop::signal_process(pid, if round < 50 { Signal::TERM } else { Signal::KILL });
-            }
-            sleep(Duration::from_millis(100)).await;
-        }
-        Err(self.give_up(problem(
-            "worker-failed",
-            "processes of an earlier pgbackrest restore do not end",
-            &["End them by hand (ps -ef | grep pgbackrest), then restore again."],
-        )))
-    }
-
     /// Puts back the kept WAL, starts the server fenced, and follows it to where it ends.
     async fn recover(&mut self) -> Result<Next, Stop> {
         self.place_kept_wal().map_err(|message| {
@@ -527,54 +493,6 @@ impl Run<'_> {
 
     async fn order(&self, order: Order) -> Result<(), Refusal> {
         self.context.postgres.order(order, Actor::Restore(self.journal.id)).await
-    }
-
-    /// Stops the server and waits until nobody works in PGDATA any more.
-    async fn stop_server(&mut self) -> Result<(), Stop> {
-        match self.order(Order::Stop).await {
-            Ok(()) | Err(Refusal::NotRunning) => {}
-            Err(refusal) => return Err(self.refused(&refusal)),
-        }
-        let stopped =
-            self.context.postgres.wait_until(self.side.stop_patience, Status::is_down).await;
-        let left = pgdata::servers_in(&self.side.data_dir);
-        if stopped.is_err() || !left.is_empty() {
-            let error = problem(
-                "postgres-running",
-                format!("PostgreSQL did not leave PGDATA (processes {left:?})"),
-                &["Look at what keeps it; then restore again."],
-            );
-            return Err(self.give_up(error));
-        }
-        // A server that was killed leaves its postmaster.pid, and pgbackrest refuses to restore as
-        // long as that file is there, whoever it names.
-        if matches!(pgdata::occupant(&self.side.data_dir), Ok(Occupant::Stale)) {
-            self.recorder.say(Level::Info, "removing the postmaster.pid of a killed server").await;
-            if let Err(error) = pgdata::remove_stale_pid_file(&self.side.data_dir) {
-                let message = format!("cannot remove the stale postmaster.pid: {error}");
-                return Err(self.give_up(problem("storage-write", message, &[])));
-            }
-        }
-        Ok(())
-    }
-
-    /// Stops a server that an earlier Headrest left running on PGDATA.
-    async fn end_stray_server(&mut self, only_fenced: bool) -> Result<(), Stop> {
-        let data_dir = &self.side.data_dir;
-        let Some(pid) = stray::find(data_dir) else { return Ok(()) };
-        if only_fenced && !stray::is_fenced(data_dir) {
-            return Ok(());
-        }
-        let text = format!("stopping the server that is left from before (pid {pid})");
-        self.recorder.say(Level::Info, text).await;
-        if stray::end(data_dir, pid).await {
-            return Ok(());
-        }
-        Err(Stop::NeedsOperator(problem(
-            "postgres-running",
-            format!("a server that is left from before does not leave PGDATA (pid {pid})"),
-            &["End it by hand, then restore again."],
-        )))
     }
 
     async fn connect(&self) -> Option<Connection> {

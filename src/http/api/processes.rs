@@ -13,6 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::http::extract::{Named, Query};
 use crate::http::problem::{ErrorCode, Outcome, Problem, ProblemBody};
 use crate::http::state::AppState;
+use crate::postgres::client::ArchiverFacts;
 use crate::postgres::state::ServerState;
 use crate::postgres::supervisor::{Actor, Order, Refusal, Status};
 
@@ -82,6 +83,20 @@ pub(in crate::http) struct ArchiverView {
     last_failed_at: Option<Timestamp>,
 }
 
+impl From<ArchiverFacts> for ArchiverView {
+    fn from(archiver: ArchiverFacts) -> Self {
+        Self {
+            failing: archiver.is_failing(),
+            archived_count: archiver.archived_count,
+            last_archived_wal: archiver.last_archived_wal,
+            last_archived_at: archiver.last_archived_at,
+            failed_count: archiver.failed_count,
+            last_failed_wal: archiver.last_failed_wal,
+            last_failed_at: archiver.last_failed_at,
+        }
+    }
+}
+
 impl From<Status> for ProcessView {
     fn from(status: Status) -> Self {
         Self {
@@ -99,15 +114,7 @@ impl From<Status> for ProcessView {
             version: status.version,
             port: status.address.as_ref().map(|address| address.port),
             socket_dir: status.address.map(|address| address.socket_dir.display().to_string()),
-            archiver: status.archiver.map(|archiver| ArchiverView {
-                failing: archiver.is_failing(),
-                archived_count: archiver.archived_count,
-                last_archived_wal: archiver.last_archived_wal,
-                last_archived_at: archiver.last_archived_at,
-                failed_count: archiver.failed_count,
-                last_failed_wal: archiver.last_failed_wal,
-                last_failed_at: archiver.last_failed_at,
-            }),
+            archiver: status.archiver.map(ArchiverView::from),
         }
     }
 }

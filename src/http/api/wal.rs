@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::processes::ArchiverView;
 use crate::domain::archive::Gap;
 use crate::domain::plan::RestorePoint;
 use crate::domain::window::{Range, Window};
@@ -167,28 +168,6 @@ pub(in crate::http) struct PositionView {
     lsn: String,
 }
 
-/// How archiving goes.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = Archiver)]
-pub(in crate::http) struct ArchiverView {
-    /// Whether the last attempt failed.
-    failing: bool,
-    /// Segments archived since the statistics began.
-    archived_count: u64,
-    /// The last one.
-    last_archived_wal: Option<String>,
-    /// When.
-    #[schema(value_type = Option<String>, format = DateTime)]
-    last_archived_at: Option<Timestamp>,
-    /// Failed attempts.
-    failed_count: u64,
-    /// The last segment that failed.
-    last_failed_wal: Option<String>,
-    /// When.
-    #[schema(value_type = Option<String>, format = DateTime)]
-    last_failed_at: Option<Timestamp>,
-}
-
 /// What waits to be archived.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct Backlog {
@@ -275,15 +254,7 @@ pub(in crate::http) async fn show(
             timeline: position.timeline.get(),
             lsn: position.lsn.to_string(),
         }),
-        archiver: wal.archiver.map(|archiver| ArchiverView {
-            failing: archiver.is_failing(),
-            archived_count: archiver.archived_count,
-            last_archived_wal: archiver.last_archived_wal,
-            last_archived_at: archiver.last_archived_at,
-            failed_count: archiver.failed_count,
-            last_failed_wal: archiver.last_failed_wal,
-            last_failed_at: archiver.last_failed_at,
-        }),
+        archiver: wal.archiver.map(ArchiverView::from),
         backlog: Backlog {
             count: wal.ready.len(),
             first: wal.ready.first().cloned(),

@@ -15,7 +15,7 @@ use crate::domain::StanzaName;
 use crate::domain::job::{JobError, JobId, RestoreSpec};
 use crate::domain::plan::Wish;
 use crate::domain::recovery::TargetTimeline;
-use crate::domain::restore::{JOURNAL_FORMAT, Journal, Phase, Pinned};
+use crate::domain::restore::{Journal, Pinned};
 use crate::domain::{SegmentSize, WalSegment};
 use crate::pgbackrest::log::Level;
 use crate::postgres::control::ControlData;
@@ -50,44 +50,21 @@ pub(super) async fn journal(
     };
     // While something recovers in PGDATA its control data is the backup's.
     let own = control.as_ref().filter(|_| !pgdata::recovers(data_dir));
+    let timeline = pinned.timeline;
+    let (stanza, target) = (spec.stanza.clone(), spec.target.clone());
+    let accepted = Journal::accepted(id, stanza, by, target, pinned, clock::now());
     let mut journal = Journal {
-        format: JOURNAL_FORMAT,
-        id,
-        stanza: spec.stanza.clone(),
-        phase: Phase::Accepted,
-        written_at: clock::now(),
-        by,
-        target: spec.target.clone(),
-        set: pinned.set,
-        repo: pinned.repo,
         pgdata: data_dir.clone(),
         pgdata_identity: pgdata::identity(data_dir).unwrap_or_default(),
         system_id: control.as_ref().map(|control| control.system_id.clone()),
-        timeline: Some(pinned.timeline),
         timeline_before: own.map(|control| control.timeline),
         segment_bytes: control.as_ref().map(|control| control.segment_size.get()),
         setting_floors: control.map(|control| control.setting_floors).unwrap_or_default(),
-        archived_until: pinned.wal_end,
-        kept_wal: None,
-        undo_point: None,
-        inherited_from: None,
         on_reached: spec.on_reached,
         databases: spec.databases.clone(),
         accept: spec.accept.clone(),
-        plan: Some(pinned.plan),
         undoes: spec.undoes,
-        awaiting: None,
-        awaited_segment: None,
-        accepted_end: None,
-        accepted_before: None,
-        abandoned: false,
-        unarchived: Vec::new(),
-        shut_down: false,
-        complete_until: None,
-        stopped_at: None,
-        promotions: 0,
-        attempts: 0,
-        last_error: None,
+        ..accepted
     };
     let same_place = |earlier: &Journal| {
         earlier.pgdata_identity == (0, 0) || earlier.pgdata_identity == journal.pgdata_identity
@@ -102,7 +79,7 @@ pub(super) async fn journal(
     }
     let text = format!(
         "backup set {} of repository {} is restored, to {} on timeline {}",
-        journal.set, journal.repo, journal.target, pinned.timeline
+        journal.set, journal.repo, journal.target, timeline
     );
     recorder.say(Level::Info, text).await;
     Ok(journal)
