@@ -61,6 +61,14 @@ impl Segments {
         self.of(segment.timeline()).is_some_and(|ranges| ranges.contains(segment.number()))
     }
 
+    /// Every segment, ascending by timeline.
+    pub fn each(&self, size: SegmentSize) -> impl Iterator<Item = WalSegment> + '_ {
+        self.timelines().flat_map(move |(timeline, ranges)| {
+            let numbers = ranges.iter().flat_map(|(first, last)| first..=last);
+            numbers.filter_map(move |number| WalSegment::numbered(timeline, number, size))
+        })
+    }
+
     /// The last segment of a timeline.
     pub fn last(&self, timeline: Timeline, size: SegmentSize) -> Option<WalSegment> {
         let number = self.of(timeline)?.last()?;

@@ -116,6 +116,9 @@ pub struct Catalogue {
     pub live: Option<Live>,
     /// When it last wrote, when it does not take writes and all its WAL is there.
     pub last_alive: Option<Timestamp>,
+    /// Until when timelines that were left by a restore were the server's, where all their WAL is in
+    /// the archive: nothing else was committed on them.
+    pub ended: BTreeMap<Timeline, Timestamp>,
     /// Known commits, in order of time.
     pub samples: Vec<Sample>,
     /// Known restore points.

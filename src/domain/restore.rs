@@ -271,6 +271,9 @@ pub struct Journal {
     /// Until then all WAL of the timeline before is there: what comes last in it was the last commit.
     #[serde(default)]
     pub complete_until: Option<Timestamp>,
+    /// The same of the timeline that is restored, when it is another one that was left before.
+    #[serde(default)]
+    pub ended: Option<Timestamp>,
     /// When the server was stopped: from then on there is no database.
     #[serde(default)]
     pub stopped_at: Option<Timestamp>,
@@ -335,6 +338,7 @@ impl Journal {
             unarchived: Vec::new(),
             shut_down: false,
             complete_until: None,
+            ended: pinned.ended,
             stopped_at: None,
             promotions: 0,
             attempts: 0,
@@ -357,6 +361,7 @@ impl Journal {
         (self.set, self.repo) = (pinned.set, pinned.repo);
         self.timeline = Some(pinned.timeline);
         self.archived_until = pinned.wal_end;
+        self.ended = pinned.ended;
         self.plan = Some(pinned.plan);
         (self.awaiting, self.awaited_segment) = (None, None);
         (self.accepted_end, self.accepted_before) = (None, None);
@@ -366,8 +371,12 @@ impl Journal {
     /// committing anything more.
     pub fn ends_at_the_target(&self) -> bool {
         let RecoveryTarget::Time { value, .. } = &self.target else { return false };
-        let whole = self.timeline == self.timeline_before;
-        whole && self.complete_until.is_some_and(|until| *value <= until)
+        let until = if self.timeline == self.timeline_before {
+            self.complete_until.max(self.ended)
+        } else {
+            self.ended
+        };
+        until.is_some_and(|until| *value <= until)
     }
 
     /// Whether the new target can be reached from here by replaying on, without copying: it is
@@ -379,7 +388,10 @@ impl Journal {
         }
         match (&self.target, &new.target) {
             (_, T::Latest) => true,
-            (T::Time { value: old, .. }, T::Time { value, .. }) => value >= old,
+            (
+                T::Time { value: old, exclusive: before },
+                T::Time { value, exclusive: before_new },
+            ) => value > old || value == old && (*before || !before_new),
             // The end of the set is before every other target that a plan takes.
             (T::Immediate, T::Time { .. } | T::Lsn { .. } | T::Xid { .. } | T::Name { .. }) => {
                 new.pinned.set == self.set
@@ -490,6 +502,7 @@ mod tests {
             repo: RepoKey::FIRST,
             timeline: Timeline::try_from(3).unwrap(),
             wal_end: None,
+            ended: None,
             plan: String::new(),
         };
         let (stanza, target) = ("main".parse().unwrap(), RecoveryTarget::Latest);
@@ -584,6 +597,7 @@ mod tests {
                 repo: RepoKey::FIRST,
                 timeline: Timeline::try_from(timeline).unwrap(),
                 wal_end: None,
+                ended: None,
                 plan: String::new(),
             },
         };

@@ -129,6 +129,23 @@ impl Branch {
         self.stretches.iter().any(|stretch| stretch.timeline == timeline)
     }
 
+    /// The last of the segments on this branch; `last` tells the last that there is of a timeline. What
+    /// a timeline has after the branch left it is no part of it.
+    pub fn last(
+        &self,
+        size: SegmentSize,
+        last: impl Fn(Timeline) -> Option<WalSegment>,
+    ) -> Option<WalSegment> {
+        self.stretches.iter().rev().find_map(|stretch| {
+            let last = last(stretch.timeline)?;
+            let left = stretch.until.map_or(u64::MAX, |until| size.number_before(until));
+            if last.number() <= left {
+                return Some(last);
+            }
+            WalSegment::numbered(stretch.timeline, left, size)
+        })
+    }
+
     /// The file that recovery wants first for the stretch of WAL with this number: the newest
     /// timeline that had begun by then (PostgreSQL source, `XLogFileReadAnyTLI`).
     pub fn segment(&self, number: u64, size: SegmentSize) -> WalSegment {
@@ -187,6 +204,7 @@ mod tests {
         timelines.insert(timeline(3), History::parse("1 0/7800000 x").unwrap());
         timelines.insert(timeline(4), History::parse("1 0/5000000 x\n2 0/9000000 y").unwrap());
         let size = SegmentSize::DEFAULT;
+        let one = |number| WalSegment::numbered(timeline(1), number, size);
         let four = timelines.branch(timeline(4));
         assert_eq!(four.tip(), timeline(4));
         for (on, at, expect) in [
@@ -202,6 +220,10 @@ mod tests {
         assert_eq!(four.segment(4, size).to_string(), "000000010000000000000004");
         assert_eq!(four.segment(5, size).to_string(), "000000020000000000000005");
         assert_eq!(four.segment(200, size).to_string(), "0000000400000000000000C8");
+        // What timeline 1 wrote after it was left is no part of the branch.
+        let archived = |number| move |on| (on == timeline(1)).then(|| one(number)).flatten();
+        let last = |number| four.last(size, archived(number)).map(|last| last.number());
+        assert_eq!((last(3), last(9)), (Some(3), Some(4)));
         // In the middle of a segment: the new timeline has a copy of its beginning.
         let three = timelines.branch(timeline(3));
         let both: Vec<_> = three.candidates(7, size).map(|s| s.to_string()).collect();

@@ -112,9 +112,9 @@ impl Journals {
     /// A directory for the histories of all timelines that the server has been on. PostgreSQL gives
     /// a new timeline the first number of which it finds no history, so none may be missing; and
     /// none of another cluster may be among them.
-    pub fn histories_dir(&self, journal: &Journal) -> PathBuf {
-        let system_id = journal.system_id.as_deref().unwrap_or("unknown");
-        self.directory.join(format!("{}-{system_id}-histories", journal.stanza))
+    pub fn histories_dir(&self, stanza: &StanzaName, system_id: Option<&str>) -> PathBuf {
+        let system_id = system_id.unwrap_or("unknown");
+        self.directory.join(format!("{stanza}-{system_id}-histories"))
     }
 
     /// Every directory with kept WAL of a stanza.

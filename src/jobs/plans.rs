@@ -75,6 +75,7 @@ pub struct Plan {
     pub created_at: Timestamp,
     /// Until when it can be carried out.
     pub expires_at: Timestamp,
+    ended: Option<Timestamp>,
     pinned_facts: Canonical,
 }
 
@@ -86,6 +87,7 @@ impl Plan {
             repo: self.decision.set.repo,
             timeline: self.decision.timeline,
             wal_end: self.pinned_facts.wal_end.clone(),
+            ended: self.ended,
             plan: self.hash.clone(),
         }
     }
@@ -215,10 +217,9 @@ impl Planner {
         let failed = checks.iter().filter(|check| check.verdict == Verdict::Fail);
         let failed = failed.map(|check| check.id).collect();
         let branch = ground.catalogue.timelines.branch(decision.timeline);
-        let archived = branch.stretches().iter().rev().find_map(|stretch| {
-            let size = ground.catalogue.segment_size;
-            ground.catalogue.archived.last(stretch.timeline, size)
-        });
+        let size = ground.catalogue.segment_size;
+        let archived = &ground.catalogue.archived;
+        let archived = branch.last(size, |timeline| archived.last(timeline, size));
         let target = &request.wish.target;
         let pinned_facts = Canonical {
             stanza: stanza.clone(),
@@ -250,6 +251,7 @@ impl Planner {
             size_bytes: decision.set.size_bytes,
             downtime_s: checks::downtime(&self.context, stanza, &decision).await,
             timeline_before: ground.catalogue.current,
+            ended: ground.catalogue.ended.get(&decision.timeline).copied(),
             hash: pinned_facts.hash(),
             command: [vec!["pgbackrest".to_owned()], command.args].concat(),
             request,

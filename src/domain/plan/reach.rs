@@ -34,7 +34,15 @@ impl Catalogue {
         }
         let own = self.timelines.branch(current);
         Ok(match &wish.target {
-            RecoveryTarget::Time { value, .. } => self.timeline_at(*value, current),
+            RecoveryTarget::Time { value, .. } => {
+                // Before the first backup nothing can be reached: what is nearest is said of its
+                // timeline.
+                let first = self.sets.iter().min_by_key(|set| set.stopped_at);
+                match first.filter(|set| *value < set.reachable_from()) {
+                    Some(first) => first.archive_start.timeline(),
+                    None => self.timeline_at(*value, current),
+                }
+            }
             RecoveryTarget::Name { .. } => match self.point(wish, &own) {
                 Some(point) if !own.holds(point.timeline, point.lsn) => point.timeline,
                 Some(_) | None => current,
@@ -189,7 +197,8 @@ impl Catalogue {
         }
         // All its WAL is there, so until then the last commit in it was the last there was.
         let last_alive = self.last_alive.filter(|_| self.is_current(branch));
-        let certain = known.max(last_alive);
+        let ended = self.ended.get(&tip).copied();
+        let certain = known.max(last_alive).max(ended);
         let archived = self.archived_at.get(&tip).copied();
         // When a backup ended the server was there.
         let backed_up = self.newest_set_on(branch);
@@ -225,11 +234,10 @@ impl Catalogue {
 
     /// The last segment of a branch that there is.
     pub fn end_of(&self, branch: &Branch) -> Option<WalSegment> {
-        let last = |timeline| {
+        branch.last(self.segment_size, |timeline| {
             let archived = self.archived.last(timeline, self.segment_size);
             archived.max(self.local.last(timeline, self.segment_size))
-        };
-        branch.stretches().iter().rev().find_map(|stretch| last(stretch.timeline))
+        })
     }
 
     fn end_lsn(&self, branch: &Branch) -> Option<Lsn> {

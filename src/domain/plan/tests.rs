@@ -57,6 +57,7 @@ fn one_timeline() -> Catalogue {
         current: Some(timeline(1)),
         live: Some(Live { lsn: lsn(100), next_xid: 1101 }),
         last_alive: None,
+        ended: BTreeMap::new(),
         samples: (0..10).map(|n| sample(1, n * 10 + 5)).collect(),
         points: vec![RestorePoint {
             name: "before-release".parse().unwrap(),
@@ -252,6 +253,7 @@ prop_compose! {
             current: Some(timeline(current)),
             live: live.then_some(Live { lsn: lsn(200), next_xid: 5000 }),
             last_alive: Some(at(180)),
+            ended: BTreeMap::new(),
             samples: samples.into_iter().map(|second| sample(1, second)).collect(),
             points: vec![RestorePoint {
                 name: "p".parse().unwrap(), timeline: timeline(1), lsn: lsn(60), at: at(60),

@@ -1,6 +1,7 @@
 //! Decisions about a restore that waits: what it waits for, what can be done, and what must be
 //! accepted for it.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::super::plan::check::CheckId;
@@ -102,6 +103,9 @@ pub struct Pinned {
     pub timeline: Timeline,
     /// The last segment of that timeline's branch that was there.
     pub wal_end: Option<String>,
+    /// Until when it is known that nothing else was committed on a timeline that was left before.
+    #[serde(default)]
+    pub ended: Option<Timestamp>,
     /// The hash of the plan.
     pub plan: String,
 }

@@ -135,7 +135,7 @@ pub(in crate::http) async fn window(
         stanza: stanza.to_string(),
         from: own.iter().filter_map(|window| window.from()).min(),
         to: own.iter().filter_map(|window| window.to()).max(),
-        continuous: own.iter().any(|window| window.ranges.len() == 1),
+        continuous: own.iter().any(|window| window.ranges.len() == 1 && window.gaps.is_empty()),
         windows: windows.iter().map(WindowView::from).collect(),
         observed_at: ground.observed_at(),
     }))

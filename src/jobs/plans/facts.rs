@@ -13,15 +13,18 @@ use super::PlanError;
 use crate::clock;
 use crate::domain::archive::Segments;
 use crate::domain::plan::{Catalogue, Live, Set};
-use crate::domain::restore::Journal;
-use crate::domain::timeline::History;
-use crate::domain::{RepoKey, SegmentSize, StanzaName, Timeline, WalSegment};
+use crate::domain::restore::{Journal, Phase};
+use crate::domain::timeline::{History, Timelines};
+use crate::domain::{Lsn, RepoKey, SegmentSize, StanzaName, Timeline, WalSegment};
 use crate::pgbackrest::info::{self, StanzaInfo, StanzaStatus};
 use crate::pgbackrest::listing;
-use crate::postgres::client::Connection;
+use crate::postgres::client::{Connection, Position};
 use crate::postgres::control::ControlData;
 use crate::postgres::pg_wal::{PgWal, segment_of};
 use crate::postgres::pgdata::{self, Content};
+
+/// How many restores of the past are asked where their timelines ended.
+const JOURNALS: u32 = 100;
 
 /// What was found.
 #[derive(Debug, Clone)]
@@ -102,6 +105,9 @@ async fn collect(
         .is_some_and(|ours| !known.is_empty() && known.iter().all(|db| db.system_id != *ours));
     let of_cluster = system_id.as_deref().filter(|_| !other_system);
     let size = segment_size(half_done.as_ref(), control.as_ref(), &seen.stanza);
+    // Before pg_wal is read, and after: a busy server finishes segments in between.
+    let ours = side.is_some() && half_done.is_none() && !other_system;
+    let position = if ours { position_of(context).await } else { None };
     // Before the archive is listed: what is archived in between is seen there, and what was archived
     // before too. The other way round a segment could be seen in neither.
     let pg_wal = side.and_then(|side| PgWal::read(&side.data_dir.join("pg_wal"), size).ok());
@@ -124,12 +130,18 @@ async fn collect(
         let first = born.entry(*timeline).or_insert(*at);
         *first = (*first).min(*at);
     }
+    let mut timelines = archive.timelines.clone();
+    if let Some(side) = side.filter(|_| !other_system) {
+        let pg_wal = side.data_dir.join("pg_wal");
+        let kept = context.journals.histories_dir(stanza, system_id.as_deref());
+        add_histories(&[&pg_wal, &kept], &mut timelines);
+    }
     let mut catalogue = Catalogue {
         now: clock::now(),
         segment_size: size,
         sets,
-        timelines: archive.timelines.clone(),
-        born,
+        timelines,
+        born: born.clone(),
         trail: recorded.keys().copied().collect(),
         archived: archive.segments.clone(),
         archived_at: archive.archived_at.clone(),
@@ -137,14 +149,20 @@ async fn collect(
         current: None,
         live: None,
         last_alive: None,
+        ended: ended(&context.store.kept_journals(stanza.clone(), JOURNALS).await?, &born),
         samples,
         points: context.store.restore_points(stanza.clone()).await?,
     };
     if let Some(side) = side.filter(|_| !other_system) {
-        let of_control = control.as_ref().filter(|_| !recovers).map(|control| control.timeline);
+        let of_control =
+            control.as_ref().filter(|control| !recovers && control.facts().out_of_recovery);
+        let of_control = of_control.map(|control| control.timeline);
         let pg_wal = pg_wal.unwrap_or_default();
-        let half_done = half_done.as_ref();
-        add_server(context, side, half_done, of_control, &pg_wal, &mut catalogue).await;
+        catalogue.local = pg_wal.segments(size).collect();
+        match &half_done {
+            Some(journal) => add_half_done(journal, &mut catalogue),
+            None => add_server(context, side, of_control, position, &mut catalogue).await,
+        }
     }
     Ok(Ground {
         catalogue,
@@ -160,57 +178,88 @@ async fn collect(
     })
 }
 
-/// What the server in PGDATA adds: where it is, what only it has.
+/// Until when each timeline that a restore left was the server's: to the birth of the next, because
+/// in between there was no server. Only of those whose WAL is in the archive to its end.
+fn ended(
+    journals: &[Journal],
+    born: &BTreeMap<Timeline, Timestamp>,
+) -> BTreeMap<Timeline, Timestamp> {
+    let whole = journals.iter().filter(|journal| {
+        journal.phase == Phase::Done && journal.kept_wal.is_none() && journal.unarchived.is_empty()
+    });
+    let ends = whole.filter_map(|journal| {
+        let left = journal.complete_until?;
+        let next = born.values().copied().filter(|born| *born > left).min();
+        Some((journal.timeline_before?, next.unwrap_or(left)))
+    });
+    ends.collect()
+}
+
+/// What a half-done restore knows of the cluster that was there before it.
+fn add_half_done(journal: &Journal, catalogue: &mut Catalogue) {
+    let newest_of_trail = catalogue.trail.iter().copied().max();
+    catalogue.current = journal.timeline_before.or(newest_of_trail);
+    let noted = journal.undo_point.as_ref().map(|point| point.at);
+    catalogue.last_alive = journal.complete_until.max(noted);
+    let kept = journal.kept_wal.as_deref().map(files).unwrap_or_default();
+    let size = catalogue.segment_size;
+    catalogue.local = kept.iter().filter_map(|path| segment_of(path, size)).collect();
+}
+
+/// What the server in PGDATA adds: where it is, what only it has. `before` is where it was before
+/// `pg_wal` was read.
 async fn add_server(
     context: &Context,
     side: &ServerSide,
-    half_done: Option<&Journal>,
     of_control: Option<Timeline>,
-    pg_wal: &PgWal,
+    before: Option<Position>,
     catalogue: &mut Catalogue,
 ) {
     let size = catalogue.segment_size;
-    let newest_of_trail = catalogue.trail.iter().copied().max();
-    if let Some(journal) = half_done {
-        catalogue.current = journal.timeline_before.or(newest_of_trail);
-        catalogue.last_alive = journal.undo_point.as_ref().map(|point| point.at);
-        let kept = journal.kept_wal.as_deref().map(files).unwrap_or_default();
-        let kept = kept.iter().filter_map(|path| segment_of(path, size));
-        catalogue.local = kept.collect();
-        return;
-    }
-    let status = context.postgres.status();
-    if status.takes_writes()
-        && let Some(address) = &status.address
-        && let Ok(connection) = Connection::open(address, || {}).await
-        && let Ok(position) = connection.position().await
-    {
-        catalogue.live = Some(Live { lsn: position.lsn, next_xid: position.next_xid });
-        catalogue.current = Some(position.timeline);
+    let now = position_of(context).await;
+    if let Some(now) = &now {
+        catalogue.live = Some(Live { lsn: now.lsn, next_xid: now.next_xid });
+        catalogue.current = Some(now.timeline);
     } else {
-        catalogue.current = of_control.or(newest_of_trail);
-        catalogue.last_alive = pgdata::last_written(&side.data_dir);
-    }
-    // A history that is not archived yet.
-    for path in files(&side.data_dir.join("pg_wal")) {
-        let Some(timeline) = path.file_name().and_then(|n| n.to_str()).and_then(listing::history)
-        else {
-            continue;
-        };
-        if catalogue.timelines.history(timeline).is_none()
-            && let Ok(text) = std::fs::read_to_string(&path)
-            && let Ok(history) = History::parse(&text)
-        {
-            catalogue.timelines.insert(timeline, history);
-        }
+        catalogue.current = of_control.or_else(|| catalogue.trail.iter().copied().max());
+        // What PGDATA says while it recovers is the backup's.
+        catalogue.last_alive = of_control.and_then(|_| pgdata::last_written(&side.data_dir));
     }
     let Some(current) = catalogue.current else { return };
     // Not only its own timeline's: where archiving is broken the one before is not archived either.
     let branch = catalogue.timelines.branch(current);
-    let own = |segment: &WalSegment| branch.includes(segment.timeline());
-    // What a running server writes to at present is there, whatever is on the disk of it.
-    let written = catalogue.live.map(|live| WalSegment::containing(current, live.lsn, size));
-    catalogue.local = pg_wal.segments(size).filter(own).chain(written).collect();
+    let in_pg_wal =
+        catalogue.local.each(size).filter(|segment| branch.includes(segment.timeline()));
+    // What a running server wrote to meanwhile is there, whatever was seen of it.
+    let live = now.filter(|now| now.timeline == current).map(|now| now.lsn);
+    let first = before.filter(|before| before.timeline == current).map(|before| before.lsn);
+    let number = |lsn: Lsn| lsn.get() / size.get();
+    let written = live.map(|live| number(first.unwrap_or(live))..=number(live));
+    let written = written.into_iter().flatten();
+    let written = written.filter_map(|number| WalSegment::numbered(current, number, size));
+    catalogue.local = in_pg_wal.chain(written).collect();
+}
+
+/// Where a server that takes writes is.
+async fn position_of(context: &Context) -> Option<Position> {
+    let status = context.postgres.status();
+    let address = status.address.as_ref().filter(|_| status.takes_writes())?;
+    let connection = Connection::open(address, || {}).await.ok()?;
+    connection.position().await.ok()
+}
+
+/// Histories that are not archived: of the running server, or kept for it.
+fn add_histories(directories: &[&Path], timelines: &mut Timelines) {
+    for path in directories.iter().flat_map(|directory| files(directory)) {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let Some(timeline) = name.and_then(listing::history) else { continue };
+        if timelines.history(timeline).is_none()
+            && let Ok(text) = std::fs::read_to_string(&path)
+            && let Ok(history) = History::parse(&text)
+        {
+            timelines.insert(timeline, history);
+        }
+    }
 }
 
 fn files(directory: &Path) -> Vec<std::path::PathBuf> {

@@ -63,7 +63,7 @@ impl Run<'_> {
                 return Ok(next);
             }
             // A server that is killed here is started again, and comes to the same place.
-            if connection.recovery().await.is_err() {
+            if !connection.recovery().await.is_ok_and(|facts| facts.in_recovery) {
                 self.recorder
                     .say(Level::Warn, "the paused server is gone; starting it again")
                     .await;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::super::archive::databases_of;
 use super::super::catalog::Freshness;
 use super::super::context::{Context, ServerSide};
 use super::super::plans::{PlanRequest, Planner};
@@ -180,9 +181,16 @@ pub(super) async fn archive_end(
         .and_then(|control| WalSegment::parse(&control.redo_segment, segment_size).ok())
         .and_then(|segment| segment.previous());
     let seen = context.catalog.observe(&journal.stanza, Freshness::New).await.ok();
-    let in_archive = seen
-        .iter()
-        .flat_map(|seen| &seen.stanza.archives)
+    let stanza = seen.as_ref().map(|seen| &seen.stanza);
+    let own: Vec<_> = stanza
+        .into_iter()
+        .flat_map(|stanza| databases_of(stanza, journal.system_id.as_deref()))
+        .map(|database| (database.repo_key, database.id))
+        .collect();
+    let in_archive = stanza
+        .into_iter()
+        .flat_map(|stanza| &stanza.archives)
+        .filter(|archive| own.contains(&(archive.repo_key, archive.database_id)))
         .filter_map(|archive| archive.max.as_deref())
         .filter_map(|name| WalSegment::parse(name, segment_size).ok())
         // What another timeline has says nothing about ours.

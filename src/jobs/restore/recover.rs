@@ -117,11 +117,11 @@ impl Run<'_> {
                 self.start_again(following, status.state, status.reason).await?;
             }
             ServerState::Ready => {
-                return Err(Stop::NeedsOperator(problem(
-                    "recovery-failed",
-                    "PostgreSQL left recovery before anybody asked for it",
-                    &[],
-                )));
+                let message = "PostgreSQL was promoted by hand before the restore was decided";
+                let text = format!("{message}; restoring again");
+                self.recorder.say(Level::Warn, text).await;
+                self.stop_server().await?;
+                return Ok(Seen::Elsewhere(self.promotion_failed(message.to_owned())?));
             }
             // The supervisor starts it as soon as nothing is in the way.
             ServerState::BackingOff
@@ -232,7 +232,15 @@ impl Run<'_> {
                 return Ok(Seen::Elsewhere(Next::Recover));
             }
         }
-        Ok(Seen::Ended(facts))
+        let at_a_target = self.journal.accepted_end.is_none()
+            && !self.journal.target.settings().is_empty()
+            && !matches!(self.journal.awaiting, Some(Awaiting::Gap | Awaiting::End));
+        if at_a_target {
+            return Ok(Seen::Ended(facts));
+        }
+        let text = "somebody paused recovery by hand: it goes on after pg_wal_replay_resume()";
+        self.recorder.stands_at(text).await;
+        Ok(Seen::Going)
     }
 
     /// Recovery ends where it stands.
@@ -362,7 +370,7 @@ impl Run<'_> {
             Err(error) => return unsure(&error.reason),
         };
         let branch = archive.timelines.branch(self.journal.timeline?);
-        let last = archive.segments.last(branch.tip(), size);
+        let last = branch.last(size, |timeline| archive.segments.last(timeline, size));
         let there = branch.candidates(wanted.number(), size).any(|s| archive.segments.has(s));
         let last = last.filter(|last| last.number() > wanted.number() || there)?;
         let text = format!(

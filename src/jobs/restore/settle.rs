@@ -73,9 +73,12 @@ impl Run<'_> {
         }
         self.journal.unarchived = left;
         let empty = fs::read_dir(&kept).is_ok_and(|mut entries| entries.next().is_none());
-        // Everything of it was replayed, and so is on the new timeline.
+        // Everything of it was replayed, and so is on the new timeline: in every database, to the end.
         let replayed = self.journal.target == RecoveryTarget::Latest
-            && self.journal.timeline == self.journal.timeline_before;
+            && self.journal.timeline == self.journal.timeline_before
+            && self.journal.accepted_end.is_none()
+            && self.journal.databases.is_empty()
+            && self.journal.unarchived.is_empty();
         let only_the_end_of_a_shutdown =
             self.journal.unarchived.is_empty() && self.journal.shut_down;
         if empty || replayed || only_the_end_of_a_shutdown {

@@ -61,9 +61,15 @@ impl Run<'_> {
                     Some(Awaiting::Target) | None => ("promote".to_owned(), Next::Unfence),
                 }
             }
-            Steer::Retarget(new) => self.point_at(*new),
+            Steer::Retarget(new) => {
+                let next = self.point_at(*new);
+                self.journal.abandoned = false;
+                next
+            }
             Steer::Abandon(new) => {
                 self.journal.abandoned = true;
+                // What was there before was the whole cluster.
+                self.journal.databases.clear();
                 let (_, next) = self.point_at(NewTarget { on_reached: OnReached::Promote, ..*new });
                 ("abandoned: bringing back what was there before".to_owned(), next)
             }

@@ -17,6 +17,7 @@ use super::super::heartbeat;
 use super::super::journal::sync_directory;
 use super::super::worker::problem;
 use super::{Run, Stop, prepare};
+use crate::domain::plan::check::CheckId;
 use crate::domain::restore::UndoPoint;
 use crate::domain::{SegmentSize, Timeline, WalSegment};
 use crate::pgbackrest::command::ArchivePush;
@@ -80,7 +81,11 @@ impl Run<'_> {
         // Once more, now that nobody changes it any more.
         prepare::refuse_foreign_entries(self.side.data_dir.clone()).await.map_err(Stop::Aborted)?;
         let control = self.control().await;
-        let control = control.filter(|_| self.journal.inherited_from.is_none());
+        // What PGDATA says of itself while it recovers is the backup's, not the cluster's.
+        let recovers = pgdata::recovers(&self.side.data_dir);
+        let control = control.filter(|control| {
+            self.journal.inherited_from.is_none() && !recovers && control.facts().out_of_recovery
+        });
         if let Some(control) = &control {
             self.journal.timeline_before = Some(control.timeline);
             self.journal.shut_down = control.state == "shut down";
@@ -132,11 +137,22 @@ impl Run<'_> {
         let mut keep = wal.without_status;
         keep.extend(unpushed);
         if !keep.is_empty() {
-            self.keep(&keep).map_err(|error| {
-                unsaved(format!("cannot keep WAL that is not in the archive: {error}"))
-            })?;
-            let text = format!("kept {} files of WAL that the archive does not have", keep.len());
-            self.recorder.say(Level::Info, text).await;
+            match self.keep(&keep) {
+                Ok(()) => {
+                    let count = keep.len();
+                    let text = format!("kept {count} files of WAL that the archive does not have");
+                    self.recorder.say(Level::Info, text).await;
+                }
+                Err(error) if self.journal.accept.contains(&CheckId::WalLoss) => {
+                    let text =
+                        format!("WAL that is not in the archive is lost, as accepted: {error}");
+                    self.recorder.say(Level::Warn, text).await;
+                }
+                Err(error) => {
+                    let text = format!("cannot keep WAL that is not in the archive: {error}");
+                    return Err(unsaved(text));
+                }
+            }
         }
         Ok(())
     }
@@ -181,15 +197,20 @@ impl Run<'_> {
         Ok(())
     }
 
+    fn histories_dir(&self) -> PathBuf {
+        let journal = &self.journal;
+        self.context.journals.histories_dir(&journal.stanza, journal.system_id.as_deref())
+    }
+
     /// Keeps the history of every timeline that `pg_wal` knows.
     pub(super) fn keep_histories(&self) -> io::Result<()> {
         let pg_wal = self.side.data_dir.join("pg_wal");
-        copy_missing_histories(&pg_wal, &self.context.journals.histories_dir(&self.journal))
+        copy_missing_histories(&pg_wal, &self.histories_dir())
     }
 
     /// Puts the kept histories and segments into the restored `pg_wal`. Can be done again.
     pub(super) fn place_kept_wal(&self) -> Result<(), String> {
-        let histories = self.context.journals.histories_dir(&self.journal);
+        let histories = self.histories_dir();
         copy_missing_histories(&histories, &self.side.data_dir.join("pg_wal")).map_err(
             |error| {
                 format!("cannot put the histories of {} into pg_wal: {error}", histories.display())
