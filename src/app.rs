@@ -26,7 +26,7 @@ use crate::jobs::catalog::Freshness;
 use crate::jobs::context::{ServerSide, Wake};
 use crate::jobs::journal::Journals;
 use crate::jobs::{self, Catalog, Context, JobsHandle, Planner, Wal};
-use crate::pgbackrest::command::{archive_command, histories_only};
+use crate::pgbackrest::command::{archive_command, archive_get};
 use crate::pgbackrest::info::StanzaStatus;
 use crate::pgbackrest::runner::GRACE;
 use crate::postgres::bootstrap::FirstStart;
@@ -119,7 +119,7 @@ async fn serve(
             user_options: side.options,
             stop_patience: postgres.stop_timeout + STOP_RUNGS,
             heartbeat: postgres.heartbeat,
-            histories_only: histories_only(&tool.binary.display().to_string(), &stanza),
+            archive_get: archive_get(&tool.binary.display().to_string(), &stanza),
             fence_dir: fence_dir(&config.state_dir),
         }),
         _ => None,

@@ -271,6 +271,9 @@ pub struct Journal {
     /// Until then all WAL of the timeline before is there: what comes last in it was the last commit.
     #[serde(default)]
     pub complete_until: Option<Timestamp>,
+    /// Segments of older timelines that recovery must not be given.
+    #[serde(default)]
+    pub left_in: Vec<String>,
     /// The same of the timeline that is restored, when it is another one that was left before.
     #[serde(default)]
     pub ended: Option<Timestamp>,
@@ -338,6 +341,7 @@ impl Journal {
             unarchived: Vec::new(),
             shut_down: false,
             complete_until: None,
+            left_in: pinned.left_in,
             ended: pinned.ended,
             stopped_at: None,
             promotions: 0,
@@ -361,7 +365,7 @@ impl Journal {
         (self.set, self.repo) = (pinned.set, pinned.repo);
         self.timeline = Some(pinned.timeline);
         self.archived_until = pinned.wal_end;
-        self.ended = pinned.ended;
+        (self.left_in, self.ended) = (pinned.left_in, pinned.ended);
         self.plan = Some(pinned.plan);
         (self.awaiting, self.awaited_segment) = (None, None);
         (self.accepted_end, self.accepted_before) = (None, None);
@@ -502,6 +506,7 @@ mod tests {
             repo: RepoKey::FIRST,
             timeline: Timeline::try_from(3).unwrap(),
             wal_end: None,
+            left_in: Vec::new(),
             ended: None,
             plan: String::new(),
         };
@@ -597,6 +602,7 @@ mod tests {
                 repo: RepoKey::FIRST,
                 timeline: Timeline::try_from(timeline).unwrap(),
                 wal_end: None,
+                left_in: Vec::new(),
                 ended: None,
                 plan: String::new(),
             },

@@ -138,11 +138,10 @@ impl Branch {
     ) -> Option<WalSegment> {
         self.stretches.iter().rev().find_map(|stretch| {
             let last = last(stretch.timeline)?;
-            let left = stretch.until.map_or(u64::MAX, |until| size.number_before(until));
-            if last.number() <= left {
-                return Some(last);
-            }
-            WalSegment::numbered(stretch.timeline, left, size)
+            let Some(until) = stretch.until else { return Some(last) };
+            // The segment in which it was left is the next timeline's to have.
+            let number = (until.get() / size.get()).checked_sub(1)?;
+            WalSegment::numbered(stretch.timeline, number.min(last.number()), size)
         })
     }
 
@@ -155,21 +154,14 @@ impl Branch {
         WalSegment::containing(timeline, Lsn::new(number.saturating_mul(size.get())), size)
     }
 
-    /// Every file that could serve for that stretch, the wanted one first. More than one only where
-    /// the branch changes timelines within it.
-    pub fn candidates(
-        &self,
-        number: u64,
-        size: SegmentSize,
-    ) -> impl Iterator<Item = WalSegment> + '_ {
-        let touches = move |stretch: &&Stretch| {
-            stretch.from.get() / size.get() <= number
-                && stretch.until.is_none_or(|until| number <= until.get() / size.get())
-        };
-        self.stretches.iter().rev().filter(touches).map(move |stretch| {
-            let start = Lsn::new(number.saturating_mul(size.get()));
-            WalSegment::containing(stretch.timeline, start, size)
-        })
+    /// The segments of older timelines in which the branch left them. Recovery must not be given
+    /// them: the new timeline's copy has all that is on the branch, and where that is missing PostgreSQL
+    /// would take the old one and replay what was written to it after the branch had left.
+    pub fn left_in(&self, size: SegmentSize) -> Vec<WalSegment> {
+        let left = self.stretches.iter().filter_map(|stretch| {
+            WalSegment::numbered(stretch.timeline, stretch.until?.get() / size.get(), size)
+        });
+        left.collect()
     }
 }
 
@@ -226,9 +218,10 @@ mod tests {
         assert_eq!((last(3), last(9)), (Some(3), Some(4)));
         // In the middle of a segment: the new timeline has a copy of its beginning.
         let three = timelines.branch(timeline(3));
-        let both: Vec<_> = three.candidates(7, size).map(|s| s.to_string()).collect();
-        assert_eq!(both, ["000000030000000000000007", "000000010000000000000007"]);
-        assert_eq!(three.candidates(8, size).count(), 1);
+        assert_eq!(three.segment(7, size).to_string(), "000000030000000000000007");
+        let left: Vec<_> = three.left_in(size).iter().map(ToString::to_string).collect();
+        assert_eq!(left, ["000000010000000000000007"]);
+        assert_eq!(four.left_in(size).len(), 2);
         // A timeline whose history nobody has.
         assert_eq!(timelines.branch(timeline(9)).stretches().len(), 1);
     }

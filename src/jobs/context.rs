@@ -37,8 +37,8 @@ pub struct ServerSide {
     pub stop_patience: std::time::Duration,
     /// How often a commit is made of which time and place are noted; zero for never.
     pub heartbeat: std::time::Duration,
-    /// `restore_command` for history files alone.
-    pub histories_only: String,
+    /// The server's `restore_command`.
+    pub archive_get: String,
     /// Where the socket of a fenced server is.
     pub fence_dir: PathBuf,
 }

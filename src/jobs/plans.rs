@@ -75,6 +75,7 @@ pub struct Plan {
     pub created_at: Timestamp,
     /// Until when it can be carried out.
     pub expires_at: Timestamp,
+    left_in: Vec<String>,
     ended: Option<Timestamp>,
     pinned_facts: Canonical,
 }
@@ -87,6 +88,7 @@ impl Plan {
             repo: self.decision.set.repo,
             timeline: self.decision.timeline,
             wal_end: self.pinned_facts.wal_end.clone(),
+            left_in: self.left_in.clone(),
             ended: self.ended,
             plan: self.hash.clone(),
         }
@@ -251,6 +253,7 @@ impl Planner {
             size_bytes: decision.set.size_bytes,
             downtime_s: checks::downtime(&self.context, stanza, &decision).await,
             timeline_before: ground.catalogue.current,
+            left_in: branch.left_in(size).iter().map(ToString::to_string).collect(),
             ended: ground.catalogue.ended.get(&decision.timeline).copied(),
             hash: pinned_facts.hash(),
             command: [vec!["pgbackrest".to_owned()], command.args].concat(),

@@ -243,15 +243,22 @@ pub fn archive_command(binary: &str, stanza: &StanzaName) -> String {
     format!("{} --stanza={stanza} archive-push %p", binary.replace('%', "%%"))
 }
 
-/// A `restore_command` that gets history files and no WAL: a server with it finds out which
-/// timeline is free, and cannot replay beyond what is in `pg_wal`.
-pub fn histories_only(binary: &str, stanza: &StanzaName) -> String {
+/// The `restore_command` of a supervised server.
+pub fn archive_get(binary: &str, stanza: &StanzaName) -> String {
     let binary =
         shlex::try_quote(binary).map_or_else(|_| binary.into(), std::borrow::Cow::into_owned);
-    let binary = binary.replace('%', "%%");
-    format!(
-        "case \"%f\" in *.history) {binary} --stanza={stanza} archive-get %f \"%p\";; *) exit 1;; esac"
-    )
+    format!("{} --stanza={stanza} archive-get %f \"%p\"", binary.replace('%', "%%"))
+}
+
+/// A `restore_command` that gets history files and no WAL: a server with it finds out which
+/// timeline is free, and cannot replay beyond what is in `pg_wal`.
+pub fn histories_only(archive_get: &str) -> String {
+    format!("case \"%f\" in *.history) {archive_get};; *) exit 1;; esac")
+}
+
+/// A `restore_command` that does as if the archive did not have these files.
+pub fn all_but(archive_get: &str, files: &[String]) -> String {
+    format!("case \"%f\" in {}) exit 1;; *) {archive_get};; esac", files.join("|"))
 }
 
 #[cfg(test)]

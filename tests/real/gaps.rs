@@ -452,3 +452,36 @@ fn a_second_restore_finds_what_the_first_one_saved_from_a_broken_archive() {
     mend_archive(&instance);
     second.check();
 }
+
+/// PostgreSQL looks for a missing segment on the older timelines too, and in the one in which the
+/// branch begins it would replay what the restore had left behind.
+#[test]
+fn what_was_left_behind_does_not_fill_a_gap_where_the_branch_begins() {
+    let (instance, mut rows) = running();
+    rows.add(10);
+    instance.switch_wal();
+    let whole = rows.clone();
+    rows.add(10);
+    let (moment, then) = (instance.sql.now(), rows.clone());
+    // In the same segment: what the restore leaves behind.
+    rows.add(10);
+    instance.switch_wal();
+    instance.restore_to(&at(moment), &json!({}));
+    then.check();
+    let mut rows = then;
+    rows.add_from(1000, 10);
+    let first = instance.switch_wal();
+    rows.add(10);
+    instance.switch_wal();
+    let damaged = Damaged::make(&instance, &first, Damage::Missing);
+    let latest = json!({ "type": "latest" });
+    is_refused(&instance, &latest, &first);
+    let id = instance.begin_restore_to(&latest, &json!({ "accept": ["wal-gap"] }));
+    wait_at_gap(&instance, &id, &first);
+    promote(&instance, &id, &json!({ "accept": ["wal-gap"] })).expect(202);
+    ends_well(&instance, &id, &whole);
+    // It comes back, and with it everything.
+    damaged.repair();
+    instance.undo(&id);
+    rows.check();
+}

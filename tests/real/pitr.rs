@@ -174,6 +174,31 @@ fn a_second_restore_to_a_later_moment_of_the_old_timeline_finds_it() {
     rows.check();
 }
 
+/// When nothing could be committed the end of the timeline before is what there was.
+#[test]
+fn a_moment_in_which_a_restore_was_under_way_is_the_end_of_the_timeline_before() {
+    let instance = Instance::with_full_backup();
+    instance.wait_restorable(&instance.wait_first_backup());
+    let mut rows = Rows::in_new_table(&instance.sql, "t");
+    rows.add(10);
+    let (first, at_first) = (instance.sql.now(), rows.clone());
+    rows.add(10);
+    let at_end = rows;
+    let id = instance.begin_restore_to(&at(first), &json!({ "on_reached": "pause" }));
+    instance.wait_at(&id, first);
+    let between = Timestamp::now();
+    instance.steer(&id, "promote", &json!({})).expect(202);
+    let job = instance.wait_job(&id);
+    assert_eq!(job["state"], "succeeded", "{job:#}");
+    instance.wait_ready();
+    let mut rows = at_first.clone();
+    rows.add_from(1000, 10);
+    let plan = instance.plan(&at(between), &json!({}));
+    assert_eq!(plan["timeline"], 1, "{plan:#}");
+    instance.restore_to(&at(between), &json!({}));
+    at_end.check();
+}
+
 /// A commit, as its record and PostgreSQL tell it.
 struct Known {
     xid: String,

@@ -244,3 +244,18 @@ fn a_restore_that_does_not_wait_takes_no_decisions() {
     }
     assert!(time(&backup["result"]["stopped_at"]) > moments[2].0);
 }
+
+/// Whoever looks can do as a superuser can; what comes of it is not what the restore was asked for.
+#[test]
+fn a_server_that_somebody_promotes_by_hand_is_restored_again() {
+    let (instance, moments) = with_moments();
+    let id = instance.begin_restore_to(&at(moments[1].0), &pause());
+    look(&instance, &id, &moments[1]);
+    assert_eq!(instance.fence().run("SELECT pg_promote()"), "t");
+    until("it is copied again", PATIENCE, || (instance.copies(&id) == 2).then_some(()));
+    look(&instance, &id, &moments[1]);
+    assert!(instance.sql.attempt("SELECT 1").is_err(), "a client got in");
+    instance.steer(&id, "promote", &json!({})).expect(202);
+    wait_success(&instance, &id);
+    moments[1].1.check();
+}

@@ -283,4 +283,15 @@ fn a_single_database_can_be_restored_and_the_others_are_told_to_be_lost() {
     until("it takes writes", SOON, || {
         sql.attempt_in("blog", "INSERT INTO t VALUES (22)").is_ok().then_some(())
     });
+
+    // So does giving one up while it waits.
+    let moment = sql.now();
+    run("blog", "INSERT INTO t VALUES (23)");
+    let more = json!({ "databases": ["shop"], "on_reached": "pause" });
+    let id = instance.begin_restore_to(&at(moment), &more);
+    instance.wait_at(&id, moment);
+    instance.steer(&id, "abandon", &json!({ "confirm": "main" })).expect(202);
+    assert_eq!(instance.wait_job(&id)["state"], "cancelled");
+    instance.wait_ready();
+    assert_eq!(run("blog", count), "22");
 }

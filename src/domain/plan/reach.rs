@@ -218,8 +218,8 @@ impl Catalogue {
     }
 
     fn has(&self, branch: &Branch, number: u64) -> bool {
-        let mut files = branch.candidates(number, self.segment_size);
-        files.any(|segment| self.archived.has(segment) || self.local.has(segment))
+        let segment = branch.segment(number, self.segment_size);
+        self.archived.has(segment) || self.local.has(segment)
     }
 
     /// Whether a branch is the one that the server is on.
@@ -250,15 +250,8 @@ impl Catalogue {
     /// The runs of missing segments from one number to another, both included.
     pub fn gaps(&self, branch: &Branch, first: u64, last: u64) -> Vec<Gap> {
         let size = self.segment_size;
-        let there = |number: u64| {
-            let wanted = branch.segment(number, size);
-            self.archived.has(wanted)
-                || self.local.has(wanted)
-                // Where the branch changes timelines in the last segment, the old one may do.
-                || number == last && self.has(branch, number)
-        };
         let mut gaps: Vec<Gap> = Vec::new();
-        for number in (first..=last).filter(|number| !there(*number)) {
+        for number in (first..=last).filter(|number| !self.has(branch, *number)) {
             let segment = branch.segment(number, size);
             match gaps.last_mut() {
                 Some(gap)

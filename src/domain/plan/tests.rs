@@ -178,6 +178,24 @@ fn a_moment_is_on_the_timeline_of_its_time() {
 }
 
 #[test]
+fn before_the_first_backup_the_nearest_moment_is_its_own() {
+    // Those of the first timeline have expired.
+    let mut catalogue = after_a_restore();
+    catalogue.sets = vec![set(2, 58)];
+    let refused = decide(&catalogue, &to(3)).unwrap_err();
+    assert_eq!(refused.nearest(), Some(Moment::Time(at(59))), "{refused}");
+}
+
+#[test]
+fn a_timeline_that_was_left_reaches_to_the_birth_of_the_next() {
+    let mut catalogue = after_a_restore();
+    let nowhere = Wish { timeline: Some(TargetTimeline::Number(timeline(1))), ..to(104) };
+    assert!(decide(&catalogue, &nowhere).is_err());
+    catalogue.ended.insert(timeline(1), at(105));
+    assert_eq!(decide(&catalogue, &nowhere).unwrap().uncertain, None);
+}
+
+#[test]
 fn a_server_that_is_down_reaches_as_far_as_it_lived() {
     let mut catalogue = one_timeline();
     catalogue.live = None;

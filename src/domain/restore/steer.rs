@@ -103,6 +103,11 @@ pub struct Pinned {
     pub timeline: Timeline,
     /// The last segment of that timeline's branch that was there.
     pub wal_end: Option<String>,
+    /// The segments of older timelines that recovery must not be given ([`Branch::left_in`]).
+    ///
+    /// [`Branch::left_in`]: crate::domain::timeline::Branch::left_in
+    #[serde(default)]
+    pub left_in: Vec<String>,
     /// Until when it is known that nothing else was committed on a timeline that was left before.
     #[serde(default)]
     pub ended: Option<Timestamp>,

@@ -15,6 +15,7 @@ use super::{Next, Run, Stop};
 use crate::domain::recovery::{OnReached, RecoveryTarget};
 use crate::domain::restore::{Awaiting, Phase};
 use crate::domain::{Lsn, WalSegment};
+use crate::pgbackrest::command::{all_but, histories_only};
 use crate::pgbackrest::info::StanzaStatus;
 use crate::pgbackrest::log::Level;
 use crate::postgres::client::{Connection, RecoveryFacts};
@@ -211,7 +212,11 @@ impl Run<'_> {
             // Before an accepted end there is no target, and no more WAL either: if what is missing
             // came back now, nothing would stop recovery at the target.
             target: if accepted { Vec::new() } else { self.journal.target.settings() },
-            restore_command: accepted.then(|| self.side.histories_only.clone()),
+            restore_command: match (accepted, &self.journal.left_in) {
+                (true, _) => Some(histories_only(&self.side.archive_get)),
+                (false, left) if left.is_empty() => None,
+                (false, left) => Some(all_but(&self.side.archive_get, left)),
+            },
         };
         self.order(Order::StartFenced(fenced)).await.map_err(|refusal| {
             Stop::NeedsOperator(problem("postgres-unavailable", refusal.to_string(), &[]))
@@ -371,7 +376,7 @@ impl Run<'_> {
         };
         let branch = archive.timelines.branch(self.journal.timeline?);
         let last = branch.last(size, |timeline| archive.segments.last(timeline, size));
-        let there = branch.candidates(wanted.number(), size).any(|s| archive.segments.has(s));
+        let there = archive.segments.has(branch.segment(wanted.number(), size));
         let last = last.filter(|last| last.number() > wanted.number() || there)?;
         let text = format!(
             "waiting for WAL {wanted}, which the archive should have: it goes on to {last}"

@@ -225,6 +225,10 @@ impl Run<'_> {
         let place = || -> io::Result<()> {
             for entry in fs::read_dir(kept)? {
                 let entry = entry?;
+                let name = entry.file_name().display().to_string();
+                if self.journal.left_in.contains(&name) {
+                    continue;
+                }
                 let to = pg_wal.join(entry.file_name());
                 let size = entry.metadata()?.len();
                 // A copy, never a link: the server will write to its own.
