@@ -271,9 +271,10 @@ pub struct Journal {
     /// Until then all WAL of the timeline before is there: what comes last in it was the last commit.
     #[serde(default)]
     pub complete_until: Option<Timestamp>,
-    /// Segments of older timelines that recovery must not be given.
+    /// Segments of older timelines that recovery must not be given, each with the one that is wanted
+    /// instead.
     #[serde(default)]
-    pub left_in: Vec<String>,
+    pub left_in: BTreeMap<String, String>,
     /// The same of the timeline that is restored, when it is another one that was left before.
     #[serde(default)]
     pub ended: Option<Timestamp>,
@@ -506,7 +507,7 @@ mod tests {
             repo: RepoKey::FIRST,
             timeline: Timeline::try_from(3).unwrap(),
             wal_end: None,
-            left_in: Vec::new(),
+            left_in: BTreeMap::new(),
             ended: None,
             plan: String::new(),
         };
@@ -602,7 +603,7 @@ mod tests {
                 repo: RepoKey::FIRST,
                 timeline: Timeline::try_from(timeline).unwrap(),
                 wal_end: None,
-                left_in: Vec::new(),
+                left_in: BTreeMap::new(),
                 ended: None,
                 plan: String::new(),
             },

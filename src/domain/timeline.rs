@@ -156,10 +156,13 @@ impl Branch {
 
     /// The segments of older timelines in which the branch left them. Recovery must not be given
     /// them: the new timeline's copy has all that is on the branch, and where that is missing PostgreSQL
-    /// would take the old one and replay what was written to it after the branch had left.
-    pub fn left_in(&self, size: SegmentSize) -> Vec<WalSegment> {
+    /// would take the old one and replay what was written to it after the branch had left. Each with
+    /// the segment that is wanted instead.
+    pub fn left_in(&self, size: SegmentSize) -> Vec<(WalSegment, WalSegment)> {
         let left = self.stretches.iter().filter_map(|stretch| {
-            WalSegment::numbered(stretch.timeline, stretch.until?.get() / size.get(), size)
+            let number = stretch.until?.get() / size.get();
+            let left = WalSegment::numbered(stretch.timeline, number, size)?;
+            Some((left, self.segment(number, size)))
         });
         left.collect()
     }
@@ -219,8 +222,8 @@ mod tests {
         // In the middle of a segment: the new timeline has a copy of its beginning.
         let three = timelines.branch(timeline(3));
         assert_eq!(three.segment(7, size).to_string(), "000000030000000000000007");
-        let left: Vec<_> = three.left_in(size).iter().map(ToString::to_string).collect();
-        assert_eq!(left, ["000000010000000000000007"]);
+        let wanted = WalSegment::numbered(timeline(3), 7, size).unwrap();
+        assert_eq!(three.left_in(size), [(one(7).unwrap(), wanted)]);
         assert_eq!(four.left_in(size).len(), 2);
         // A timeline whose history nobody has.
         assert_eq!(timelines.branch(timeline(9)).stretches().len(), 1);

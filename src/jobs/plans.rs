@@ -75,7 +75,7 @@ pub struct Plan {
     pub created_at: Timestamp,
     /// Until when it can be carried out.
     pub expires_at: Timestamp,
-    left_in: Vec<String>,
+    left_in: BTreeMap<String, String>,
     ended: Option<Timestamp>,
     pinned_facts: Canonical,
 }
@@ -253,7 +253,11 @@ impl Planner {
             size_bytes: decision.set.size_bytes,
             downtime_s: checks::downtime(&self.context, stanza, &decision).await,
             timeline_before: ground.catalogue.current,
-            left_in: branch.left_in(size).iter().map(ToString::to_string).collect(),
+            left_in: branch
+                .left_in(size)
+                .into_iter()
+                .map(|(left, wanted)| (left.to_string(), wanted.to_string()))
+                .collect(),
             ended: ground.catalogue.ended.get(&decision.timeline).copied(),
             hash: pinned_facts.hash(),
             command: [vec!["pgbackrest".to_owned()], command.args].concat(),

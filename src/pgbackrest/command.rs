@@ -257,7 +257,8 @@ pub fn histories_only(archive_get: &str) -> String {
 }
 
 /// A `restore_command` that does as if the archive did not have these files.
-pub fn all_but(archive_get: &str, files: &[String]) -> String {
+pub fn all_but<'a>(archive_get: &str, files: impl Iterator<Item = &'a String>) -> String {
+    let files: Vec<&str> = files.map(String::as_str).collect();
     format!("case \"%f\" in {}) exit 1;; *) {archive_get};; esac", files.join("|"))
 }
 

@@ -465,14 +465,13 @@ fn what_was_left_behind_does_not_fill_a_gap_where_the_branch_begins() {
     let (moment, then) = (instance.sql.now(), rows.clone());
     // In the same segment: what the restore leaves behind.
     rows.add(10);
-    instance.switch_wal();
+    let left = instance.switch_wal();
     instance.restore_to(&at(moment), &json!({}));
     then.check();
     let mut rows = then;
     rows.add_from(1000, 10);
-    let first = instance.switch_wal();
-    rows.add(10);
     instance.switch_wal();
+    let first = left.replacen("00000001", "00000002", 1);
     let damaged = Damaged::make(&instance, &first, Damage::Missing);
     let latest = json!({ "type": "latest" });
     is_refused(&instance, &latest, &first);

@@ -1,6 +1,8 @@
 //! Decisions about a restore that waits: what it waits for, what can be done, and what must be
 //! accepted for it.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -103,11 +105,12 @@ pub struct Pinned {
     pub timeline: Timeline,
     /// The last segment of that timeline's branch that was there.
     pub wal_end: Option<String>,
-    /// The segments of older timelines that recovery must not be given ([`Branch::left_in`]).
+    /// The segments of older timelines that recovery must not be given, each with the one
+    /// that is wanted instead ([`Branch::left_in`]).
     ///
     /// [`Branch::left_in`]: crate::domain::timeline::Branch::left_in
     #[serde(default)]
-    pub left_in: Vec<String>,
+    pub left_in: BTreeMap<String, String>,
     /// Until when it is known that nothing else was committed on a timeline that was left before.
     #[serde(default)]
     pub ended: Option<Timestamp>,

@@ -215,7 +215,7 @@ impl Run<'_> {
             restore_command: match (accepted, &self.journal.left_in) {
                 (true, _) => Some(histories_only(&self.side.archive_get)),
                 (false, left) if left.is_empty() => None,
-                (false, left) => Some(all_but(&self.side.archive_get, left)),
+                (false, left) => Some(all_but(&self.side.archive_get, left.keys())),
             },
         };
         self.order(Order::StartFenced(fenced)).await.map_err(|refusal| {
@@ -335,7 +335,7 @@ impl Run<'_> {
         }
         let title = inspect::title(facts.startup_pid?)?;
         let size = self.segment_size();
-        let wanted = wanted_segment(&title, |name| WalSegment::parse(name, size).ok())?;
+        let wanted = self.wanted_by(&title)?;
         let end = self.journal.archived_until.as_deref();
         let end = end.and_then(|name| WalSegment::parse(name, size).ok());
         // By position, whatever the timeline: a recovery that crosses timelines names both.
@@ -343,6 +343,16 @@ impl Run<'_> {
             Some(end) if wanted.number() <= end.number() => Waiting::AtGap(wanted),
             Some(_) | None => Waiting::AtTheEnd(wanted),
         })
+    }
+
+    /// The segment that a startup process with this title waits for. It tells the file that it tried
+    /// last, which may be one that it is not given.
+    fn wanted_by(&self, title: &str) -> Option<WalSegment> {
+        let size = self.segment_size();
+        let parse = |name: &str| WalSegment::parse(name, size).ok();
+        let told = wanted_segment(title, parse)?;
+        let instead = self.journal.left_in.get(&told.to_string());
+        Some(instead.and_then(|name| parse(name)).unwrap_or(told))
     }
 
     /// Why the end may not be the end: the archive is asked once more, now that the server says
@@ -416,7 +426,6 @@ impl Run<'_> {
 
     /// Before consistency nobody can connect; the title of the startup process is all there is.
     async fn look_before_consistency(&mut self, following: &mut Following) {
-        let size = self.segment_size();
         let mut titles = pgdata::servers_in(&self.side.data_dir)
             .into_iter()
             .filter_map(|pid| inspect::title(pid.as_raw_nonzero().get()));
@@ -430,9 +439,8 @@ impl Run<'_> {
         if since.elapsed() < SAY_BEFORE_CONSISTENCY {
             return;
         }
-        let parse = |name: &str| WalSegment::parse(name, size).ok();
         let waits = title.contains("waiting for ");
-        let doing = wanted_segment(title, parse);
+        let doing = self.wanted_by(title);
         let text = match doing {
             Some(segment) => format!(
                 "recovery stands at WAL {segment} and is not consistent yet: the archive does not \

@@ -226,7 +226,7 @@ impl Run<'_> {
             for entry in fs::read_dir(kept)? {
                 let entry = entry?;
                 let name = entry.file_name().display().to_string();
-                if self.journal.left_in.contains(&name) {
+                if self.journal.left_in.contains_key(&name) {
                     continue;
                 }
                 let to = pg_wal.join(entry.file_name());
