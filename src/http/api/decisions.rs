@@ -86,22 +86,34 @@ pub(in crate::http) async fn retarget(
     let target = request.target.parse()?;
     waiting(&job, journal.as_ref())?;
     let accepted = accept(request.accept.as_deref())?;
-    let wish = Wish { target, set: None, repo: None, timeline: None };
+    // A time means the world as it was then; everything else is on the branch that is being followed.
+    let timeline = match &target {
+        RecoveryTarget::Lsn { .. } | RecoveryTarget::Xid { .. } | RecoveryTarget::Latest => {
+            journal.as_ref().and_then(|journal| journal.timeline)
+        }
+        RecoveryTarget::Time { .. } | RecoveryTarget::Name { .. } | RecoveryTarget::Immediate => {
+            None
+        }
+    };
+    let timeline = timeline.map(TargetTimeline::Number);
+    let wish = Wish { target, set: None, repo: None, timeline };
     let new = new_target(&state, &spec, wish, reached, accepted).await?;
     steered(&state, id, Steer::Retarget(Box::new(new)), &caller).await
 }
 
 /// A confirmation.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct Confirmation {
     /// The stanza's name.
     #[schema(example = "main")]
     confirm: Option<String>,
+    /// Failed checks that you take upon yourself.
+    accept: Option<Vec<String>>,
 }
 
 /// Gives up a restore that waits: what was there before it is brought back.
-#[utoipa::path(post, path = "/restores/{id}/abandon", tag = "restores", params(("id" = String, Path, description = "the job's id")), request_body = Confirmation, responses(
+#[utoipa::path(post, path = "/restores/{id}/abandon", tag = "restores", params(("id" = String, Path, description = "the job's id")), request_body = Option<Confirmation>, responses(
     (status = 202, description = "it is written down and being done", body = JobView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
     (status = "5XX", body = ProblemBody, content_type = "application/problem+json"),
@@ -110,9 +122,10 @@ pub(in crate::http) async fn abandon(
     State(state): State<AppState>,
     caller: Caller,
     Id(id): Id,
-    Body(request): Body<Confirmation>,
+    body: Option<Body<Confirmation>>,
 ) -> Outcome<Response> {
     let (job, spec) = find_restore(&state, id).await?;
+    let request = body.map(|Body(request)| request).unwrap_or_default();
     confirmed(spec.stanza.as_str(), request.confirm.as_deref())?;
     let journal = state.store.kept_journal(id).await?;
     waiting(&job, journal.as_ref())?;
@@ -122,7 +135,11 @@ pub(in crate::http) async fn abandon(
         Problem::new(ErrorCode::NothingToUndo, detail)
     })?;
     let wish = back_to(timeline);
-    let new = new_target(&state, &spec, wish, OnReached::Promote, spec.accept.clone()).await?;
+    let mut accepted = accept(request.accept.as_deref())?;
+    accepted.extend(spec.accept.iter().copied());
+    // What was there before was the whole cluster.
+    let whole = RestoreSpec { databases: Vec::new(), ..spec };
+    let new = new_target(&state, &whole, wish, OnReached::Promote, accepted).await?;
     steered(&state, id, Steer::Abandon(Box::new(new)), &caller).await
 }
 

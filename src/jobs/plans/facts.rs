@@ -136,13 +136,18 @@ async fn collect(
         let kept = context.journals.histories_dir(stanza, system_id.as_deref());
         add_histories(&[&pg_wal, &kept], &mut timelines);
     }
+    // What another cluster that this stanza had before was on is no timeline of this one.
+    let known = |timeline: &Timeline| {
+        *timeline == Timeline::FIRST || timelines.history(*timeline).is_some()
+    };
+    let trail = recorded.keys().copied().filter(known).collect();
     let mut catalogue = Catalogue {
         now: clock::now(),
         segment_size: size,
         sets,
         timelines,
         born: born.clone(),
-        trail: recorded.keys().copied().collect(),
+        trail,
         archived: archive.segments.clone(),
         archived_at: archive.archived_at.clone(),
         local: Segments::default(),
