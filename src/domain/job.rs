@@ -292,7 +292,7 @@ pub struct RestoreSpec {
     pub backup_after: bool,
     /// What the plan chose. Only a job of an earlier version has none.
     #[serde(default)]
-    pub pinned: Option<Pinned>,
+    pub pinned: Option<Box<Pinned>>,
     /// What happens when the target is reached.
     #[serde(default = "promote")]
     pub on_reached: OnReached,

@@ -257,8 +257,8 @@ pub enum Unreachable {
     },
     /// Headrest does not know where this is, so it cannot choose a set that ended before it.
     #[error(
-        "where {0} is in the WAL is not known, so no backup can be chosen that ended before it; name \
-         one with `set`"
+        "Headrest has noted no {0}, so where it is in the WAL is not known, and no backup can be \
+         chosen that ended before it; if it exists, name one with `set`"
     )]
     UnknownPlace(RecoveryTarget),
     /// Nobody has ever been on that timeline.

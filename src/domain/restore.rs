@@ -320,7 +320,7 @@ impl Journal {
             repo: pinned.repo,
             pgdata: PathBuf::new(),
             pgdata_identity: (0, 0),
-            system_id: None,
+            system_id: pinned.system_id,
             timeline: Some(pinned.timeline),
             timeline_before: None,
             segment_bytes: None,
@@ -509,6 +509,7 @@ mod tests {
             wal_end: None,
             left_in: BTreeMap::new(),
             ended: None,
+            system_id: None,
             plan: String::new(),
         };
         let (stanza, target) = ("main".parse().unwrap(), RecoveryTarget::Latest);
@@ -605,6 +606,7 @@ mod tests {
                 wal_end: None,
                 left_in: BTreeMap::new(),
                 ended: None,
+                system_id: None,
                 plan: String::new(),
             },
         };

@@ -77,6 +77,7 @@ pub struct Plan {
     pub expires_at: Timestamp,
     left_in: BTreeMap<String, String>,
     ended: Option<Timestamp>,
+    backups_of: Option<String>,
     pinned_facts: Canonical,
 }
 
@@ -90,6 +91,7 @@ impl Plan {
             wal_end: self.pinned_facts.wal_end.clone(),
             left_in: self.left_in.clone(),
             ended: self.ended,
+            system_id: self.backups_of.clone(),
             plan: self.hash.clone(),
         }
     }
@@ -258,6 +260,7 @@ impl Planner {
                 .into_iter()
                 .map(|(left, wanted)| (left.to_string(), wanted.to_string()))
                 .collect(),
+            backups_of: ground.backups_of.clone(),
             ended: ground.catalogue.ended.get(&decision.timeline).copied(),
             hash: pinned_facts.hash(),
             command: [vec!["pgbackrest".to_owned()], command.args].concat(),

@@ -20,7 +20,7 @@ use crate::domain::job::{
     Admission, Job, JobEvent, JobId, JobKind, JobSpec, JobState, OnConflict, Outcome, Trigger,
     admit,
 };
-use crate::domain::restore::{Awaiting, BootAction, Journal, Phase, Steer};
+use crate::domain::restore::{Awaiting, BootAction, Journal, NotNow, Phase, Steer};
 use crate::pulse::Pulse;
 use crate::store::{Store, StoreError};
 
@@ -264,7 +264,11 @@ impl Queue {
                 [] => String::new(),
                 some => format!(", accepting {}", some.join(", ")),
             };
-            let detail = format!("job {}, to {}{accepted}", job.id, restore.target);
+            let what = match restore.undoes {
+                Some(undone) => format!("undo of {undone}"),
+                None => format!("to {}", restore.target),
+            };
+            let detail = format!("job {}, {what}{accepted}", job.id);
             self.audit(&job.by, "restore.begin", stanza.to_string(), detail).await?;
         }
         let lane = self.lanes.entry(stanza).or_default();
@@ -348,11 +352,14 @@ impl Queue {
             return;
         }
         if let Err(refused) = to.try_send(order) {
-            let order = match refused {
-                mpsc::error::TrySendError::Full(order)
-                | mpsc::error::TrySendError::Closed(order) => order,
+            let (order, denied) = match refused {
+                // Another decision has not been looked at yet.
+                mpsc::error::TrySendError::Full(order) => {
+                    (order, Denied::NotNow { job: id, why: NotNow::Phase(phase) })
+                }
+                mpsc::error::TrySendError::Closed(order) => (order, Denied::NoRestore(id)),
             };
-            let _ = order.reply.send(Err(Denied::NoRestore(id)));
+            let _ = order.reply.send(Err(denied));
         }
     }
 

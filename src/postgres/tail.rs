@@ -26,6 +26,10 @@ const EMPTY_AT: u64 = 16 << 20;
 const READ_BACK: u64 = 64 << 10;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// A server that waits for WAL says so ten times a second (with our `wal_retrieve_retry_interval`).
+/// Said once it is enough, until it says something else: of everything else nothing would be left.
+const SAID_ONCE: &str = "waiting for WAL to become available";
+
 /// The last lines of a process, with growing ids.
 #[derive(Debug, Clone, Default)]
 pub struct Ring {
@@ -122,6 +126,7 @@ impl OutputFile {
                 ring.push(line);
             }
         }
+        let mut before = String::new();
         loop {
             let last = tokio::select! {
                 _ = tick.tick() => false,
@@ -133,6 +138,11 @@ impl OutputFile {
                     break;
                 }
                 for line in lines {
+                    let said = said(&line);
+                    if said.contains(SAID_ONCE) && said == before {
+                        continue;
+                    }
+                    said.clone_into(&mut before);
                     tracing::info!(target: "postgres", "{line}");
                     ring.push(line);
                 }
@@ -143,6 +153,11 @@ impl OutputFile {
             }
         }
     }
+}
+
+/// What a line says, without when and by which process (`log_line_prefix`, by default `%m [%p] `).
+fn said(line: &str) -> &str {
+    line.split_once("] ").map_or(line, |(_, said)| said)
 }
 
 struct Follower {
@@ -212,5 +227,30 @@ mod tests {
         std::fs::write(&path, "x\n").unwrap();
         assert_eq!(follower.more().unwrap(), ["thrx"]);
         assert!(follower.more().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn waiting_for_wal_is_said_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let waits = |pid: u32, at: &str| {
+            format!("2026-11-20 10:00:00.00{pid} UTC [{pid}] LOG:  {SAID_ONCE} at {at}\n")
+        };
+        let (ring, stop) = (Ring::default(), CancellationToken::new());
+        let output = OutputFile::at(path.clone());
+        let follow = tokio::spawn({
+            let (ring, stop) = (ring.clone(), stop.clone());
+            async move { output.follow(ring, stop).await }
+        });
+        ring.caught_up().await;
+        let text = [waits(1, "0/5"), waits(2, "0/5"), "same\nsame\n".into(), waits(3, "0/5")];
+        std::fs::write(&path, text.concat() + &waits(3, "0/6")).unwrap();
+        ring.caught_up().await;
+        stop.cancel();
+        follow.await.unwrap();
+        let said: Vec<String> =
+            ring.after(0).iter().map(|(_, line)| said(line).to_owned()).collect();
+        let at = |at: &str| format!("LOG:  {SAID_ONCE} at {at}");
+        assert_eq!(said, [at("0/5"), "same".into(), "same".into(), at("0/5"), at("0/6")]);
     }
 }

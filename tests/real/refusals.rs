@@ -244,8 +244,12 @@ fn the_cluster_of_somebody_else_is_not_replaced() {
 
     // Unless somebody says that it is to be replaced.
     let accepting = json!({ "accept": ["other-system"] });
-    instance.restore_to(&json!({ "type": "latest" }), &accepting);
+    let job = instance.restore_to(&json!({ "type": "latest" }), &accepting);
     rows.check();
+    // Of what was replaced there was never a backup.
+    let undo = format!("/api/v1/restores/{}/undo", id_of(&job));
+    let reply = instance.http.post(&undo, &json!({ "confirm": "main" }));
+    assert_eq!(reply.problem(409), "nothing-to-undo");
 }
 
 /// A small file system with PGDATA on it.

@@ -114,6 +114,9 @@ pub struct Pinned {
     /// Until when it is known that nothing else was committed on a timeline that was left before.
     #[serde(default)]
     pub ended: Option<Timestamp>,
+    /// The system identifier of the cluster that the set is of.
+    #[serde(default)]
+    pub system_id: Option<String>,
     /// The hash of the plan.
     pub plan: String,
 }

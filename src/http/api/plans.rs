@@ -76,8 +76,12 @@ impl TargetRequest {
         };
         text.parse().map_err(|error: T::Err| {
             let shown = crate::domain::stanza::shown(&text);
-            Problem::field("target.value", format!("\"{shown}\" is not {what}: {error}"))
-                .hint("A time is RFC 3339 with an offset, e.g. 2026-11-20T10:00:00Z.")
+            let problem =
+                Problem::field("target.value", format!("\"{shown}\" is not {what}: {error}"));
+            if what == "a time" {
+                return problem.hint("RFC 3339 with an offset, e.g. 2026-11-20T10:00:00Z.");
+            }
+            problem
         })
     }
 }

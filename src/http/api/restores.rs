@@ -165,7 +165,7 @@ fn lane_for_restore(state: &AppState, stanza: &StanzaName, on_conflict: OnConfli
 /// The job that carries a plan out.
 pub(in crate::http) fn spec_of(plan: &Plan) -> RestoreSpec {
     RestoreSpec {
-        pinned: Some(plan.pinned()),
+        pinned: Some(Box::new(plan.pinned())),
         on_reached: plan.request.on_reached,
         databases: plan.request.databases.clone(),
         accept: plan.request.accept.clone(),

@@ -39,6 +39,8 @@ pub struct Ground {
     pub content: Option<Content>,
     /// The system identifier of the cluster that is there, or was before a half-done restore.
     pub system_id: Option<String>,
+    /// The system identifier of the cluster that the backups are of.
+    pub backups_of: Option<String>,
     /// The device and inode of PGDATA.
     pub pgdata_identity: (u64, u64),
     /// A restore of this PGDATA that was not carried to its end.
@@ -104,7 +106,10 @@ async fn collect(
         .as_ref()
         .is_some_and(|ours| !known.is_empty() && known.iter().all(|db| db.system_id != *ours));
     let of_cluster = system_id.as_deref().filter(|_| !other_system);
-    let size = segment_size(half_done.as_ref(), control.as_ref(), &seen.stanza);
+    let backups_of =
+        databases_of(&seen.stanza, of_cluster).next().map(|database| database.system_id.clone());
+    let own_control = control.as_ref().filter(|_| !other_system);
+    let size = segment_size(half_done.as_ref(), own_control, &seen.stanza);
     // Before pg_wal is read, and after: a busy server finishes segments in between.
     let ours = side.is_some() && half_done.is_none() && !other_system;
     let position = if ours { position_of(context).await } else { None };
@@ -175,6 +180,7 @@ async fn collect(
         archives,
         content,
         system_id,
+        backups_of,
         pgdata_identity: side
             .and_then(|side| pgdata::identity(&side.data_dir).ok())
             .unwrap_or_default(),

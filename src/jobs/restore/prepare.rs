@@ -49,6 +49,10 @@ pub(super) async fn journal(
             None
         }
     };
+    // Of another cluster, which is to be replaced, nothing says anything about the backups' cluster.
+    let control = control.filter(|control| {
+        pinned.system_id.as_ref().is_none_or(|backups_of| control.system_id == *backups_of)
+    });
     // While something recovers in PGDATA its control data is the backup's.
     let own = control.as_ref().filter(|_| !pgdata::recovers(data_dir));
     let timeline = pinned.timeline;
@@ -57,7 +61,10 @@ pub(super) async fn journal(
     let mut journal = Journal {
         pgdata: data_dir.clone(),
         pgdata_identity: pgdata::identity(data_dir).unwrap_or_default(),
-        system_id: control.as_ref().map(|control| control.system_id.clone()),
+        system_id: accepted
+            .system_id
+            .clone()
+            .or_else(|| control.as_ref().map(|control| control.system_id.clone())),
         timeline_before: own.map(|control| control.timeline),
         segment_bytes: control.as_ref().map(|control| control.segment_size.get()),
         setting_floors: control.map(|control| control.setting_floors).unwrap_or_default(),

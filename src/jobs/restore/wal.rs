@@ -81,6 +81,15 @@ impl Run<'_> {
         // Once more, now that nobody changes it any more.
         prepare::refuse_foreign_entries(self.side.data_dir.clone()).await.map_err(Stop::Aborted)?;
         let control = self.control().await;
+        let ours = control.as_ref().is_none_or(|control| {
+            self.journal.system_id.as_ref().is_none_or(|ours| control.system_id == *ours)
+        });
+        if !ours {
+            let text =
+                "PGDATA is of another cluster and is replaced, as accepted: its WAL is not kept";
+            self.recorder.say(Level::Warn, text).await;
+            return Ok(());
+        }
         // What PGDATA says of itself while it recovers is the backup's, not the cluster's.
         let recovers = pgdata::recovers(&self.side.data_dir);
         let control = control.filter(|control| {
