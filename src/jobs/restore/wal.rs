@@ -23,6 +23,7 @@ use crate::domain::{SegmentSize, Timeline, WalSegment};
 use crate::pgbackrest::command::ArchivePush;
 use crate::pgbackrest::listing;
 use crate::pgbackrest::log::Level;
+use crate::postgres::control::ControlData;
 use crate::postgres::pg_wal::{PgWal, history_name, segment_of};
 use crate::postgres::pgdata;
 use crate::postgres::state::ServerState;
@@ -35,6 +36,11 @@ impl Run<'_> {
     /// Commits, names the moment and has it archived, so that an undo can go back to it. The data
     /// does not depend on it.
     pub(super) async fn safe_point(&mut self) {
+        let control = self.control().await;
+        if self.is_of_another(control.as_ref()) {
+            let text = "PGDATA is of another cluster: no restore point is made";
+            return self.recorder.say(Level::Warn, text).await;
+        }
         let status = self.context.postgres.status();
         if status.state != ServerState::Ready {
             let text = format!("PostgreSQL is {}: no restore point is made", status.state);
@@ -76,15 +82,19 @@ impl Run<'_> {
         self.recorder.say(Level::Warn, text).await;
     }
 
+    /// Whether PGDATA is of another cluster than the backups are. It is replaced, as accepted; nothing
+    /// that it says is about the one that is restored.
+    fn is_of_another(&self, control: Option<&ControlData>) -> bool {
+        let ours = self.journal.system_id.as_ref();
+        control.zip(ours).is_some_and(|(control, ours)| control.system_id != *ours)
+    }
+
     /// Saves what only `pg_wal` has. The server is down.
     pub(super) async fn drain(&mut self) -> Result<(), Stop> {
         // Once more, now that nobody changes it any more.
         prepare::refuse_foreign_entries(self.side.data_dir.clone()).await.map_err(Stop::Aborted)?;
         let control = self.control().await;
-        let ours = control.as_ref().is_none_or(|control| {
-            self.journal.system_id.as_ref().is_none_or(|ours| control.system_id == *ours)
-        });
-        if !ours {
+        if self.is_of_another(control.as_ref()) {
             let text =
                 "PGDATA is of another cluster and is replaced, as accepted: its WAL is not kept";
             self.recorder.say(Level::Warn, text).await;
