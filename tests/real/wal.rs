@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use rustix::process::Signal;
@@ -23,6 +23,13 @@ fn crash_everything(instance: &mut Instance) {
     process::signal(postmaster, Signal::KILL);
     until("all server processes are gone", SOON, || instance.servers().is_empty().then_some(()));
     instance.wait_no_pgbackrest();
+}
+
+/// The directories with WAL that restores kept aside.
+fn kept_wal(instance: &Instance) -> Vec<PathBuf> {
+    let entries = fs::read_dir(instance.root.join("state/restore")).unwrap().flatten();
+    let all = entries.map(|entry| entry.path());
+    all.filter(|path| path.to_string_lossy().ends_with("-wal")).collect()
 }
 
 /// The server stays down: it cannot start any more.
@@ -45,11 +52,6 @@ fn commits_in_the_unarchived_segment_of_a_killed_server_survive() {
     instance.wait_server("backing-off");
     instance.good_restore();
     rows.check();
-    // What was kept aside is not kept for ever.
-    let kept: Vec<_> =
-        fs::read_dir(instance.root.join("state/restore")).unwrap().flatten().collect();
-    let is_wal = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().ends_with("-wal");
-    assert!(!kept.iter().any(is_wal), "{kept:?}");
 
     rows.add(100);
     crash_everything(&mut instance);
@@ -57,6 +59,42 @@ fn commits_in_the_unarchived_segment_of_a_killed_server_survive() {
     instance.start();
     instance.wait_server("failed");
     instance.good_restore();
+    rows.check();
+    // What was kept aside for an undo is not kept for ever.
+    assert_eq!(kept_wal(&instance).len(), 2);
+    for _ in 0..5 {
+        instance.good_restore();
+    }
+    assert_eq!(kept_wal(&instance), [] as [PathBuf; 0]);
+    rows.check();
+}
+
+/// What only the crashed server's last segment had is needed once more by an undo.
+#[test]
+fn the_restore_of_a_killed_server_can_be_undone_with_every_commit() {
+    let mut instance = Instance::with_full_backup();
+    let mut rows = Rows::in_new_table(&instance.sql, "t");
+    rows.add(100);
+    instance.sql.run("SELECT pg_switch_wal()");
+    rows.add(100);
+    crash_everything(&mut instance);
+    break_settings(&instance);
+    instance.start();
+    instance.wait_server("backing-off");
+    let job = instance.good_restore();
+    rows.check();
+    instance.undo(id_of(&job));
+    rows.check();
+
+    // Where it is lost, that is said and not passed over.
+    for directory in kept_wal(&instance) {
+        fs::remove_dir_all(directory).unwrap();
+    }
+    let undo = format!("/api/v1/restores/{}/undo", id_of(&job));
+    let body = json!({ "confirm": "main", "backup_after": false });
+    let refused = instance.http.post_and_wait(&undo, &body, 120).json();
+    assert_eq!(refused["error"]["code"], "restore-refused", "{refused:#}");
+    assert_eq!(refused["state"], "failed", "{refused:#}");
     rows.check();
 }
 

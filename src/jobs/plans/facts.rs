@@ -196,7 +196,11 @@ fn ended(
     born: &BTreeMap<Timeline, Timestamp>,
 ) -> BTreeMap<Timeline, Timestamp> {
     let whole = journals.iter().filter(|journal| {
-        journal.phase == Phase::Done && journal.kept_wal.is_none() && journal.unarchived.is_empty()
+        // Of a crashed server the last commits are in no archive.
+        journal.phase == Phase::Done
+            && journal.shut_down
+            && journal.kept_wal.is_none()
+            && journal.unarchived.is_empty()
     });
     let ends = whole.filter_map(|journal| {
         let left = journal.complete_until?;

@@ -15,6 +15,7 @@ use crate::clock;
 use crate::domain::StanzaName;
 use crate::domain::job::{JobError, JobId, RestoreSpec};
 use crate::domain::plan::Wish;
+use crate::domain::plan::check::CheckId;
 use crate::domain::recovery::TargetTimeline;
 use crate::domain::restore::{Journal, Pinned};
 use crate::domain::{SegmentSize, WalSegment};
@@ -130,9 +131,19 @@ async fn bring_kept_wal(
 ) -> Result<(), JobError> {
     let kept = context.store.kept_journal(undoes).await;
     let kept = kept.map_err(|error| problem("internal", crate::telemetry::chain(&error), &[]))?;
-    let Some(kept) = kept.and_then(|undone| undone.kept_wal).filter(|dir| dir.exists()) else {
-        return Ok(());
-    };
+    let Some(kept) = kept.and_then(|undone| undone.kept_wal) else { return Ok(()) };
+    if !kept.exists() {
+        if journal.accept.contains(&CheckId::WalLoss) {
+            return Ok(());
+        }
+        let message = format!(
+            "the WAL that restore {undoes} had kept in {} is gone, and only it had the last commits of \
+             before",
+            kept.display()
+        );
+        let hint = "Undo it with \"accept\": [\"wal-loss\"] if what the archive has is enough.";
+        return Err(problem("restore-refused", message, &[hint]));
+    }
     let own = context.journals.kept_wal_dir(journal);
     super::wal::copy_directory(&kept, &own).map_err(|error| {
         let message = format!("cannot take over the WAL kept in {}: {error}", kept.display());

@@ -243,9 +243,13 @@ impl Run<'_> {
         if at_a_target {
             return Ok(Seen::Ended(facts));
         }
-        let text = "somebody paused recovery by hand: it goes on after pg_wal_replay_resume()";
-        self.recorder.stands_at(text).await;
-        Ok(Seen::Going)
+        // By hand, or at a target that is the very first thing after what was waited for: a pause by hand
+        // is gone after a start, the target is met again. Resuming would promote at a target.
+        let text = "recovery is paused where no target is known to be; starting again to tell";
+        self.recorder.say(Level::Warn, text).await;
+        self.wait_for(None, None).await;
+        self.stop_server().await?;
+        Ok(Seen::Elsewhere(Next::Recover))
     }
 
     /// Recovery ends where it stands.

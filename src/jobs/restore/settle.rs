@@ -8,7 +8,6 @@ use super::super::catalog::Freshness;
 use super::super::heartbeat;
 use super::Run;
 use crate::clock;
-use crate::domain::recovery::RecoveryTarget;
 use crate::pgbackrest::log::Level;
 use crate::postgres::client::Connection;
 
@@ -73,15 +72,10 @@ impl Run<'_> {
         }
         self.journal.unarchived = left;
         let empty = fs::read_dir(&kept).is_ok_and(|mut entries| entries.next().is_none());
-        // Everything of it was replayed, and so is on the new timeline: in every database, to the end.
-        let replayed = self.journal.target == RecoveryTarget::Latest
-            && self.journal.timeline == self.journal.timeline_before
-            && self.journal.accepted_end.is_none()
-            && self.journal.databases.is_empty()
-            && self.journal.unarchived.is_empty();
         let only_the_end_of_a_shutdown =
             self.journal.unarchived.is_empty() && self.journal.shut_down;
-        if empty || replayed || only_the_end_of_a_shutdown {
+        // Also what was replayed to its end stays: on the old timeline nobody else has it.
+        if empty || only_the_end_of_a_shutdown {
             return self.forget_kept_wal();
         }
         let text = format!(
