@@ -11,6 +11,8 @@
 //! ```
 //! A final state never changes again. Must not know how a job is carried out.
 
+mod spec;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -18,13 +20,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::plan::check::CheckId;
-use super::recovery::{OnReached, RecoveryTarget};
-use super::restore::{Phase, Pinned};
+use super::restore::Phase;
 use super::words::{UnknownWord, words};
-use super::{
-    Annotations, BackupLabel, BackupType, DatabaseName, Lsn, RepoKey, StanzaName, Timeline,
-};
+use super::{BackupLabel, BackupType, Lsn, RepoKey, Timeline};
+
+pub use spec::{BackupOptions, BackupSpec, JobSpec, RestoreSpec};
 
 /// A job's identifier: a UUID of version 7, so that ids sort by time of creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -235,127 +235,6 @@ impl TryFrom<String> for Trigger {
     }
 }
 
-/// What a job is to do, with every parameter.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum JobSpec {
-    /// Take a backup.
-    Backup(BackupSpec),
-    /// Restore PGDATA in place.
-    Restore(RestoreSpec),
-    /// Check that archiving works end to end.
-    Check {
-        /// The stanza to check.
-        stanza: StanzaName,
-    },
-    /// Create the stanza in every repository.
-    StanzaCreate {
-        /// The stanza to create.
-        stanza: StanzaName,
-    },
-}
-
-/// The parameters of a backup.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackupSpec {
-    /// What to back up.
-    pub stanza: StanzaName,
-    /// The repository to back up to; pgBackRest takes the first when not given.
-    pub repo: Option<RepoKey>,
-    /// The wanted type. pgBackRest makes a full when there is none to build upon.
-    pub backup_type: BackupType,
-    /// Notes kept with the backup.
-    pub annotations: Annotations,
-    /// Options of this one run.
-    pub options: BackupOptions,
-}
-
-/// Options of one backup run; pgBackRest's configuration holds where one is not given.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackupOptions {
-    /// `process-max`: worker processes.
-    pub process_max: Option<u16>,
-    /// `start-fast`: force a checkpoint instead of waiting for the next.
-    pub start_fast: Option<bool>,
-    /// `checksum-page`: validate data page checksums.
-    pub checksum_page: Option<bool>,
-}
-
-/// The parameters of an in-place restore.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RestoreSpec {
-    /// What to restore.
-    pub stanza: StanzaName,
-    /// Where recovery ends.
-    pub target: RecoveryTarget,
-    /// Whether a full backup is queued once PostgreSQL takes writes again.
-    pub backup_after: bool,
-    /// What the plan chose. Only a job of an earlier version has none.
-    #[serde(default)]
-    pub pinned: Option<Box<Pinned>>,
-    /// What happens when the target is reached.
-    #[serde(default = "promote")]
-    pub on_reached: OnReached,
-    /// Only these databases; all when there are none.
-    #[serde(default)]
-    pub databases: Vec<DatabaseName>,
-    /// Failed checks that the caller takes upon itself.
-    #[serde(default)]
-    pub accept: Vec<CheckId>,
-    /// The restore that this one undoes.
-    #[serde(default)]
-    pub undoes: Option<JobId>,
-}
-
-fn promote() -> OnReached {
-    OnReached::Promote
-}
-
-impl RestoreSpec {
-    /// A restore of everything, without a plan yet.
-    pub fn new(stanza: StanzaName, target: RecoveryTarget) -> Self {
-        Self {
-            stanza,
-            target,
-            backup_after: true,
-            pinned: None,
-            on_reached: OnReached::Promote,
-            databases: Vec::new(),
-            accept: Vec::new(),
-            undoes: None,
-        }
-    }
-}
-
-impl JobSpec {
-    /// What the job does.
-    pub fn kind(&self) -> JobKind {
-        match self {
-            Self::Backup(_) => JobKind::Backup,
-            Self::Restore(_) => JobKind::Restore,
-            Self::Check { .. } => JobKind::Check,
-            Self::StanzaCreate { .. } => JobKind::StanzaCreate,
-        }
-    }
-
-    /// The stanza whose lane it takes.
-    pub fn stanza(&self) -> &StanzaName {
-        match self {
-            Self::Backup(spec) => &spec.stanza,
-            Self::Restore(spec) => &spec.stanza,
-            Self::Check { stanza } | Self::StanzaCreate { stanza } => stanza,
-        }
-    }
-
-    /// The repository it was asked to use, when one was named.
-    pub fn repo(&self) -> Option<RepoKey> {
-        match self {
-            Self::Backup(spec) => spec.repo,
-            Self::Restore(_) | Self::Check { .. } | Self::StanzaCreate { .. } => None,
-        }
-    }
-}
-
 /// What happens to a submission whose lane is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
@@ -536,6 +415,8 @@ impl Job {
 
 #[cfg(test)]
 mod tests {
+    use super::super::StanzaName;
+    use super::super::recovery::RecoveryTarget;
     use super::*;
     use proptest::prelude::*;
 

@@ -2,6 +2,8 @@
 //!
 //! A job's row is in the store before its work begins and its end is there before anybody is told.
 
+mod steer;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -20,9 +22,12 @@ use crate::domain::job::{
     Admission, Job, JobEvent, JobId, JobKind, JobSpec, JobState, OnConflict, Outcome, Trigger,
     admit,
 };
-use crate::domain::restore::{Awaiting, BootAction, Journal, NotNow, Phase, Steer};
+use crate::domain::restore::{Awaiting, BootAction, Journal, Phase, Steer};
 use crate::pulse::Pulse;
 use crate::store::{Store, StoreError};
+
+use steer::PhaseTeller;
+pub(super) use steer::{Helm, SteerOrder};
 
 const BEAT: Duration = Duration::from_secs(2);
 
@@ -43,17 +48,6 @@ enum Command {
     Steer(JobId, Box<SteerOrder>),
     /// A restore goes into this phase and waits for this; answered when a cancel is judged by it.
     Phase(JobId, Phase, Option<Awaiting>, oneshot::Sender<()>),
-}
-
-/// Somebody's decision about a restore that waits.
-#[derive(Debug)]
-pub(super) struct SteerOrder {
-    /// What.
-    pub(super) steer: Steer,
-    /// Who.
-    pub(super) by: String,
-    /// Answered once it is written in the journal, or refused.
-    pub(super) reply: oneshot::Sender<Result<(), Denied>>,
 }
 
 /// A handle to the queue; clones share it.
@@ -319,50 +313,6 @@ impl Queue {
         }
     }
 
-    /// Hands a decision on to the restore, unless it is plain that it waits for nothing like that.
-    async fn steer(&mut self, id: JobId, order: SteerOrder) {
-        let running = self.lanes.values().filter_map(|lane| lane.running.as_ref());
-        let Some(running) = running
-            .into_iter()
-            .find(|running| running.job.id == id && running.job.spec.kind() == JobKind::Restore)
-        else {
-            let known = self.context.store.job(id).await;
-            let denied = match known {
-                Ok(Some(_)) => Denied::NoRestore(id),
-                Ok(None) => Denied::NoSuchJob(id),
-                Err(error) => error.into(),
-            };
-            let _ = order.reply.send(Err(denied));
-            return;
-        };
-        let phase = running.job.restore_phase.unwrap_or(Phase::Accepted);
-        if let Err(why) = order.steer.allowed(phase, running.awaiting) {
-            let _ = order.reply.send(Err(Denied::NotNow { job: id, why }));
-            return;
-        }
-        let detail = order.steer.to_string();
-        let (by, to) = (order.by.clone(), running.steer.clone());
-        let action = match &order.steer {
-            Steer::Promote { .. } => "restore.promote",
-            Steer::Retarget(_) => "restore.retarget",
-            Steer::Abandon(_) => "restore.abandon",
-        };
-        if let Err(error) = self.audit(&by, action, id.to_string(), detail).await {
-            let _ = order.reply.send(Err(error.into()));
-            return;
-        }
-        if let Err(refused) = to.try_send(order) {
-            let (order, denied) = match refused {
-                // Another decision has not been looked at yet.
-                mpsc::error::TrySendError::Full(order) => {
-                    (order, Denied::NotNow { job: id, why: NotNow::Phase(phase) })
-                }
-                mpsc::error::TrySendError::Closed(order) => (order, Denied::NoRestore(id)),
-            };
-            let _ = order.reply.send(Err(denied));
-        }
-    }
-
     async fn audit(
         &self,
         by: &str,
@@ -466,29 +416,6 @@ impl Queue {
                     tracing::error!(job.id = %job.id, "cannot close a waiting job: {error}");
                 }
             }
-        }
-    }
-}
-
-/// Tells the queue in which phase a restore is, because that decides whether it may be cancelled.
-#[derive(Clone)]
-pub(super) struct PhaseTeller {
-    job: JobId,
-    to: mpsc::Sender<Command>,
-}
-
-/// What connects a restore with the queue: its phases go one way, decisions the other.
-pub(super) struct Helm {
-    pub(super) phases: PhaseTeller,
-    pub(super) steering: mpsc::Receiver<SteerOrder>,
-}
-
-impl PhaseTeller {
-    pub(super) async fn tell(&self, phase: Phase, awaiting: Option<Awaiting>) {
-        let (known, wait) = oneshot::channel();
-        if self.to.send(Command::Phase(self.job, phase, awaiting, known)).await.is_ok() {
-            // The queue is gone only when Headrest is.
-            let _ = wait.await;
         }
     }
 }

@@ -85,17 +85,9 @@ fn refused_by(instance: &Instance, more: &Value, check: &str) -> Value {
     found.unwrap_or_else(|| panic!("{check} is not in {}", reply.body))
 }
 
-fn beating() -> Instance {
-    let mut instance = Instance::new();
-    instance.set("HEADREST_POSTGRES__HEARTBEAT", "1s");
-    instance.start();
-    instance.wait_ready();
-    instance
-}
-
 #[test]
 fn what_cannot_be_reached_is_refused_and_the_nearest_is_told() {
-    let instance = beating();
+    let instance = Instance::beating();
     let first = instance.wait_first_backup();
     instance.wait_restorable(&first);
     let mut rows = Rows::in_new_table(&instance.sql, "t");
@@ -179,7 +171,7 @@ fn what_is_told_instead_can_be_had_on_an_idle_server_too() {
 
 #[test]
 fn a_stopped_server_cannot_be_restored_to_a_moment_after_its_end() {
-    let instance = beating();
+    let instance = Instance::beating();
     instance.wait_restorable(&instance.wait_first_backup());
     let mut rows = Rows::in_new_table(&instance.sql, "t");
     rows.add(10);
@@ -363,11 +355,7 @@ fn too_little_space_is_found_before_anything_stops() {
 /// Whatever is sent as a part of a target: nothing of it reaches a file of settings or a program.
 #[test]
 fn hostile_values_are_refused_as_what_they_are() {
-    let mut instance = Instance::new();
-    let fake = Fake::around_the_real_one(&mut instance);
-    instance.start();
-    instance.wait_ready();
-    instance.wait_first_backup();
+    let (instance, fake) = Fake::with_first_backup();
     let mut rows = Rows::in_new_table(&instance.sql, "t");
     rows.add(10);
     let (ran, mark) = (instance.root.join("spool/ran"), instance.root.join("spool/mark"));

@@ -97,11 +97,7 @@ fn a_fenced_server_that_is_killed_does_not_end_the_restore() {
 /// What cannot be restored stays down, says so, and is mended by the next restore.
 #[test]
 fn a_restore_that_fails_half_way_stays_down_until_a_restore_succeeds() {
-    let mut instance = Instance::new();
-    let fake = Fake::around_the_real_one(&mut instance);
-    instance.start();
-    instance.wait_ready();
-    instance.wait_first_backup();
+    let (mut instance, fake) = Fake::with_first_backup();
     let mut rows = Rows::in_new_table(&instance.sql, "t");
     rows.add(50);
     let control = instance.data_dir().join("global/pg_control");

@@ -116,11 +116,7 @@ fn rows_that_were_never_archived_come_back_by_an_undo() {
 
 #[test]
 fn a_restore_that_changed_nothing_cannot_be_undone() {
-    let mut instance = Instance::new();
-    let fake = Fake::around_the_real_one(&mut instance);
-    instance.start();
-    instance.wait_ready();
-    instance.wait_first_backup();
+    let (instance, fake) = Fake::with_first_backup();
     let mut rows = Rows::in_new_table(&instance.sql, "t");
     rows.add(10);
     let postmaster = instance.postmaster();

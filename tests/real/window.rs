@@ -16,14 +16,6 @@ use crate::wal::set_writable;
 const WAL: &str = "/api/v1/stanzas/main/wal";
 const POINTS: &str = "/api/v1/stanzas/main/restore-points";
 
-fn beating() -> Instance {
-    let mut instance = Instance::new();
-    instance.set("HEADREST_POSTGRES__HEARTBEAT", "1s");
-    instance.start();
-    instance.wait_ready();
-    instance
-}
-
 /// The window of a timeline.
 #[track_caller]
 fn on_timeline(window: &Value, timeline: u32) -> Value {
@@ -40,7 +32,7 @@ fn archived(instance: &Instance, segment: &str) -> Option<PathBuf> {
 
 #[test]
 fn the_window_begins_after_the_first_backup_and_ends_with_the_archive() {
-    let instance = beating();
+    let instance = Instance::beating();
     let backup = instance.wait_first_backup();
     instance.wait_restorable(&backup);
     let window = instance.window();
@@ -87,7 +79,7 @@ fn the_window_begins_after_the_first_backup_and_ends_with_the_archive() {
 
 #[test]
 fn a_missing_segment_cuts_the_window() {
-    let instance = beating();
+    let instance = Instance::beating();
     let first = instance.wait_first_backup();
     instance.wait_restorable(&first);
     let mut rows = Rows::in_new_table(&instance.sql, "t");

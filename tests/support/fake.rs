@@ -47,6 +47,16 @@ impl Fake {
         Self::make(instance, &real)
     }
 
+    /// An instance that runs with the real one behind the fake, and has its first backup.
+    pub(crate) fn with_first_backup() -> (Instance, Self) {
+        let mut instance = Instance::new();
+        let fake = Self::around_the_real_one(&mut instance);
+        instance.start();
+        instance.wait_ready();
+        instance.wait_first_backup();
+        (instance, fake)
+    }
+
     fn make(instance: &mut Instance, otherwise: &str) -> Self {
         let directory = instance.root.join("fake");
         instance.user.make_directory(&directory, 0o755);

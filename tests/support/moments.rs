@@ -85,6 +85,15 @@ impl Instance {
         self.good_end(&reply)
     }
 
+    /// An instance that notes a commit every second.
+    pub(crate) fn beating() -> Self {
+        let mut instance = Self::new();
+        instance.set("HEADREST_POSTGRES__HEARTBEAT", "1s");
+        instance.start();
+        instance.wait_ready();
+        instance
+    }
+
     /// The undo of a restore, which must succeed.
     #[track_caller]
     pub(crate) fn undo(&self, id: &str) -> Value {

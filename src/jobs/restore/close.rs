@@ -1,0 +1,96 @@
+//! How a restore comes to its end: what is told, and whose the server is then.
+
+use super::super::worker::{Ended, problem};
+use super::{Run, Stop};
+use crate::domain::job::{BackupOptions, BackupSpec, JobResult, JobSpec, Outcome, RestoreSpec};
+use crate::domain::restore::Phase;
+use crate::domain::{Annotations, BackupType};
+use crate::postgres::pgdata::{self, Content};
+use crate::postgres::supervisor::{Actor, Order, Status};
+
+impl Run<'_> {
+    /// Ends a restore as `stopped` says.
+    pub(super) async fn close(&mut self, stopped: Result<(), Stop>, spec: &RestoreSpec) -> Ended {
+        let result = Some(JobResult::Restore(self.result.clone()));
+        match stopped {
+            Ok(()) => {
+                let follow_up = spec.backup_after.then(|| full_backup_of(spec));
+                if self.journal.abandoned {
+                    let message = "abandoned; what was there before the restore is back";
+                    let error = Some(problem("cancelled", message, &[]));
+                    return Ended { result, error, follow_up, ..Ended::with(Outcome::Cancelled) };
+                }
+                Ended { result, follow_up, ..Ended::with(Outcome::Succeeded) }
+            }
+            Err(Stop::Finished(error)) => {
+                // The data is complete: it is the supervisor's and the operators' again.
+                if let Err(refusal) = self.order(Order::LowerFence).await {
+                    tracing::debug!("the fence was down already: {refusal}");
+                }
+                Ended { result, error: Some(error), ..Ended::with(Outcome::Failed) }
+            }
+            Err(Stop::Cancelled) => {
+                self.go_on_as_before().await;
+                let error = problem("cancelled", "cancelled before anything was changed", &[]);
+                Ended { error: Some(error), ..Ended::with(Outcome::Cancelled) }
+            }
+            Err(Stop::Aborted(error)) => {
+                self.go_on_as_before().await;
+                let interrupted = self.context.shutdown.is_cancelled();
+                let outcome = if interrupted { Outcome::Interrupted } else { Outcome::Failed };
+                Ended { error: Some(error), ..Ended::with(outcome) }
+            }
+            Err(Stop::Later) => Ended { outcome: None, ..Ended::with(Outcome::Interrupted) },
+            Err(Stop::NeedsOperator(mut error)) => {
+                if self.order(Order::Stop).await.is_ok() {
+                    let patience = self.side.stop_patience;
+                    let _ = self.context.postgres.wait_until(patience, Status::is_down).await;
+                }
+                self.journal.last_error = Some(error.message.clone());
+                // The fence stays: PGDATA is not a database.
+                if self.enter(Phase::NeedsOperator).await.is_err() {
+                    tracing::error!("cannot note in the journal that a restore was given up");
+                }
+                error.hints.push(
+                    "PostgreSQL stays down. Correct the cause and restore again: POST \
+                     /api/v1/stanzas/STANZA/restores"
+                        .to_owned(),
+                );
+                Ended { result, ..Ended::failed(error) }
+            }
+        }
+    }
+
+    /// Nothing was changed: the server goes on.
+    async fn go_on_as_before(&mut self) {
+        self.forget_kept_wal();
+        self.journal.phase = Phase::Aborted;
+        if let Err(error) = self.write_journal().await {
+            tracing::error!("cannot close the restore journal: {}", error.message);
+        }
+        self.recorder.phase(Phase::Aborted).await;
+        if let Err(refusal) = self.order(Order::LowerFence).await {
+            tracing::error!("cannot lower the fence: {refusal}");
+            return;
+        }
+        if self.context.shutdown.is_cancelled() {
+            return;
+        }
+        let content = pgdata::content(&self.side.data_dir);
+        let state = self.context.postgres.status().state;
+        if !state.has_process() && matches!(content, Ok(Content::Cluster(_))) {
+            // It may have been down before, but then somebody wanted it back.
+            let _ = self.context.postgres.order(Order::Start, Actor::Operator).await;
+        }
+    }
+}
+
+fn full_backup_of(spec: &RestoreSpec) -> JobSpec {
+    JobSpec::Backup(BackupSpec {
+        stanza: spec.stanza.clone(),
+        repo: None,
+        backup_type: BackupType::Full,
+        annotations: Annotations::default(),
+        options: BackupOptions::default(),
+    })
+}
