@@ -39,7 +39,8 @@ pub struct Archive {
 }
 
 type Key = (StanzaName, RepoKey, String);
-type Directories = BTreeMap<String, (Instant, Vec<listing::Entry>)>;
+/// What was listed of each directory, and when; no time of one that could still grow then.
+type Directories = BTreeMap<String, (Option<Instant>, Vec<listing::Entry>)>;
 
 /// A handle to the memory; clones share it.
 #[derive(Debug, Clone)]
@@ -134,17 +135,11 @@ impl Archives {
             all.get(key).cloned().unwrap_or_default()
         };
         known.retain(|name, _| names.contains(&name));
-        let last_of_timeline = |name: &str| {
-            let later = |other: &&&String| other[..8] == name[..8] && other.as_str() > name;
-            !names.iter().any(|other| later(&other))
-        };
         let wanted: Vec<String> = names
             .iter()
-            .filter(|name| {
-                let fresh = known.get(**name).is_some_and(|(at, _)| at.elapsed() < OLD_DIRECTORIES);
-                thorough || !fresh || last_of_timeline(name)
-            })
-            .map(|name| (*name).clone())
+            .filter(|name| thorough || is_old(name, names, &known))
+            .cloned()
+            .cloned()
             .collect();
         for some in wanted.chunks(AT_ONCE) {
             let work = some.iter().map(|name| async move {
@@ -152,7 +147,8 @@ impl Archives {
                 Ok::<_, Unavailable>((name.clone(), entries))
             });
             for (name, entries) in futures_util::future::try_join_all(work).await? {
-                known.insert(name, (Instant::now(), entries));
+                let grows = is_last_of_timeline(&name, names);
+                known.insert(name, ((!grows).then(Instant::now), entries));
             }
         }
         let mut all = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
@@ -254,6 +250,18 @@ pub fn databases_of<'a>(
     stanza.databases.iter().filter(move |database| Some(database.system_id.as_str()) == wanted)
 }
 
+/// Whether a directory can still grow: the archiver is in the last of a timeline.
+fn is_last_of_timeline(name: &str, names: &[&String]) -> bool {
+    !names.iter().any(|other| other.get(..8) == name.get(..8) && other.as_str() > name)
+}
+
+/// Whether what is known of a directory may not hold any more. One that could still grow when it was
+/// listed is listed once more after the archiver has left it.
+fn is_old(name: &str, names: &[&String], known: &Directories) -> bool {
+    let listed = known.get(name).and_then(|(listed, _)| *listed);
+    is_last_of_timeline(name, names) || listed.is_none_or(|at| at.elapsed() >= OLD_DIRECTORIES)
+}
+
 /// The directory of a cluster's archive in a repository, such as `15-1`.
 fn archive_id(stanza: &StanzaInfo, repo: RepoKey, system_id: Option<&str>) -> Option<String> {
     let own: Vec<u64> = databases_of(stanza, system_id)
@@ -267,4 +275,28 @@ fn archive_id(stanza: &StanzaInfo, repo: RepoKey, system_id: Option<&str>) -> Op
     // It becomes part of a path.
     let plain = newest.id.bytes().all(|b| b.is_ascii_digit() || b == b'-' || b == b'.');
     plain.then(|| newest.id.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_listed_again_after_the_archiver_has_left_it() {
+        let names = ["0000000100000000", "0000000100000001", "0000000200000001"].map(String::from);
+        let all: Vec<&String> = names.iter().collect();
+        let old = |known: &Directories| {
+            let old = names.iter().filter(|name| is_old(name, &all, known));
+            old.map(|name| &name[7..]).collect::<Vec<_>>()
+        };
+        let mut known = Directories::new();
+        assert_eq!(old(&known), ["100000000", "100000001", "200000001"]);
+        // The first was the last of its timeline when it was listed.
+        let first = names[0].clone();
+        assert!(is_last_of_timeline(&first, &[&first]));
+        known.insert(first.clone(), (None, Vec::new()));
+        assert_eq!(old(&known).len(), 3);
+        known.insert(first, (Some(Instant::now()), Vec::new()));
+        assert_eq!(old(&known), ["100000001", "200000001"]);
+    }
 }

@@ -237,17 +237,20 @@ impl ArchivePush<'_> {
 
 /// The `archive_command` of a supervised server, as PostgreSQL's shell will see it.
 pub fn archive_command(binary: &str, stanza: &StanzaName) -> String {
-    // PostgreSQL replaces %p and %f, so a % of the path itself is doubled (manual, 20.5.3).
-    let binary =
-        shlex::try_quote(binary).map_or_else(|_| binary.into(), std::borrow::Cow::into_owned);
-    format!("{} --stanza={stanza} archive-push %p", binary.replace('%', "%%"))
+    format!("{} --stanza={stanza} archive-push %p", in_shell(binary))
 }
 
 /// The `restore_command` of a supervised server.
 pub fn archive_get(binary: &str, stanza: &StanzaName) -> String {
-    let binary =
+    format!("{} --stanza={stanza} archive-get %f \"%p\"", in_shell(binary))
+}
+
+/// A program's path in a command that PostgreSQL runs: it replaces %p and %f, so a % of the path itself
+/// is doubled (manual, 20.5.3).
+fn in_shell(binary: &str) -> String {
+    let quoted =
         shlex::try_quote(binary).map_or_else(|_| binary.into(), std::borrow::Cow::into_owned);
-    format!("{} --stanza={stanza} archive-get %f \"%p\"", binary.replace('%', "%%"))
+    quoted.replace('%', "%%")
 }
 
 /// A `restore_command` that gets history files and no WAL: a server with it finds out which

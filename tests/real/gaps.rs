@@ -484,3 +484,21 @@ fn what_was_left_behind_does_not_fill_a_gap_where_the_branch_begins() {
     instance.undo(&id);
     rows.check();
 }
+
+/// Paused by a person who looks, far from the target: not taken for the target.
+#[test]
+fn a_pause_by_hand_at_a_gap_is_not_the_target() {
+    let (instance, rows) = running();
+    let scene = Scene::play(&instance, rows, 1);
+    let damaged = Damaged::make(&instance, &scene.middle, Damage::Missing);
+    let accepting = json!({ "accept": ["wal-gap"] });
+    let id = instance.begin_restore_to(&at(scene.moment), &accepting);
+    wait_at_gap(&instance, &id, &scene.middle);
+    instance.fence().run("SELECT pg_wal_replay_pause()");
+    until("recovery was started again", PATIENCE, || {
+        instance.job_log(&id).contains("starting again to tell").then_some(())
+    });
+    wait_at_gap(&instance, &id, &scene.middle);
+    damaged.repair();
+    ends_well(&instance, &id, &scene.then);
+}

@@ -61,8 +61,7 @@ pub(super) async fn gather(context: &Context, stanza: &StanzaName) -> Result<Gro
         let same = journal.pgdata_identity == (0, 0) || journal.pgdata_identity == identity;
         same && !journal.data_is_whole()
     });
-    let (half_done, thorough) = (half_done, true);
-    collect(context, stanza, Some(side), half_done, thorough).await
+    collect(context, stanza, Some(side), half_done, true).await
 }
 
 /// The same for a look: the repository is not asked more often than a page needs.
@@ -332,7 +331,6 @@ fn sets_of(stanza: &StanzaInfo, system_id: Option<&str>, size: SegmentSize) -> V
     stanza.backups.iter().filter(of_cluster).filter_map(set).collect()
 }
 
-/// The present moment of a look, for answers.
 impl Ground {
     /// When `info` was asked.
     pub fn observed_at(&self) -> Timestamp {
