@@ -138,7 +138,7 @@ impl Archives {
         let wanted: Vec<String> = names
             .iter()
             .filter(|name| thorough || is_old(name, names, &known))
-            .cloned()
+            .copied()
             .cloned()
             .collect();
         for some in wanted.chunks(AT_ONCE) {
