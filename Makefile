@@ -19,7 +19,10 @@ endif
 LISTEN ?= 127.0.0.1:8433
 # The port of PostgreSQL; the first free one from 5432 up when not given, and the same ever after.
 PGPORT ?=
-export RUN_DIR LISTEN PGPORT
+# For no other goal: initdb and postgres read PGPORT, and an empty one stops them.
+run: export RUN_DIR := $(RUN_DIR)
+run: export LISTEN := $(LISTEN)
+run: export PGPORT := $(PGPORT)
 
 help:
 	@printf '%s\n' \
@@ -95,10 +98,10 @@ test: packages rust
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 	if $(CARGO) nextest --version >/dev/null 2>&1; then
 	    $(CARGO) test --locked --doc
-	    $(CARGO) nextest run --locked
+	    $(CARGO) nextest run --locked --no-fail-fast
 	else
 	    # Two at a time, as .config/nextest.toml says: many tests run a PostgreSQL of their own.
-	    RUST_TEST_THREADS=2 $(CARGO) test --locked
+	    RUST_TEST_THREADS=2 $(CARGO) test --locked --no-fail-fast
 	fi
 
 bench: packages rust

@@ -220,7 +220,7 @@ fn the_cluster_of_somebody_else_is_not_replaced() {
     let mut initdb = Command::new(postgres_program("initdb"));
     initdb.args(["--username=postgres", "--auth=trust", "--locale=C.UTF-8", "--no-sync"]);
     initdb.arg("--pgdata").arg(instance.data_dir());
-    initdb.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+    initdb.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
     instance.user.make_directory(&instance.data_dir(), 0o700);
     if rustix::process::geteuid().is_root() {
         initdb.uid(instance.user.uid).gid(instance.user.gid);
