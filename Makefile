@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help run test bench packages rust
+.PHONY: help run test bench images engine packages rust
 
 USER_ID := $(shell id -u)
 CARGO ?= cargo
@@ -16,6 +16,11 @@ RUN_DIR ?= /var/lib/headrest
 else
 RUN_DIR ?= $(HOME)/.local/share/headrest
 endif
+# The Debians that the image is built for.
+SUITES := bookworm trixie forky
+# Starts a container engine where there is none, on machines that have it.
+ENGINE_TOOL ?= ../shared/tools/container-engine
+
 LISTEN ?= 127.0.0.1:8433
 # The port of PostgreSQL; the first free one from 5432 up when not given, and the same ever after.
 PGPORT ?=
@@ -28,6 +33,7 @@ help:
 	@printf '%s\n' \
 	    'make run     PostgreSQL with continuous backups, and Headrest on top of it, in the foreground' \
 	    'make test    format, lints, documentation and all tests' \
+	    'make images  the container image on every Debian it is built for, for its tests' \
 	    'make bench   speed and size against plain pgBackRest; takes some minutes' \
 	    'As root, PostgreSQL and pgBackRest are installed with apt-get when they are missing.' \
 	    'Variables of make run, with their values:' \
@@ -99,10 +105,33 @@ test: packages rust
 	if $(CARGO) nextest --version >/dev/null 2>&1; then
 	    $(CARGO) test --locked --doc
 	    $(CARGO) nextest run --locked --no-fail-fast
+	    if $(MAKE) --no-print-directory engine; then
+	        $(MAKE) --no-print-directory images
+	        $(CARGO) nextest run --locked --no-fail-fast --ignore-default-filter -E 'binary(container)'
+	    elif [ -n "$${REQUIRE_CONTAINERS:-}" ]; then
+	        echo 'make test: no container engine answers, and one is required' >&2; exit 1
+	    else
+	        echo 'make test: no container engine answers; the tests of the image are left out' >&2
+	    fi
 	else
 	    # Two at a time, as .config/nextest.toml says: many tests run a PostgreSQL of their own.
 	    RUST_TEST_THREADS=2 $(CARGO) test --locked --no-fail-fast
 	fi
+
+# A container engine answers, or can be started.
+engine:
+	@docker info >/dev/null 2>&1 || {
+	    [ -x "$(ENGINE_TOOL)" ] && "$(ENGINE_TOOL)" $(foreach suite,$(SUITES),debian:$(suite)-slim) \
+	        rust:slim-bookworm
+	}
+
+# The images that tests/container runs: one for each Debian.
+images:
+	@for suite in $(SUITES); do
+	    echo "building headrest-test:$$suite" >&2
+	    docker build --quiet --build-arg BASE=debian:$$suite-slim --file docker/Dockerfile \
+	        --tag headrest-test:$$suite . >/dev/null
+	done
 
 bench: packages rust
 	@$(CARGO) bench --locked --bench headrest

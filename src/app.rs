@@ -1,9 +1,11 @@
 //! The composition root: builds everything, starts it in order, waits, stops it in order.
 
+mod first_order;
 mod identity;
 mod pgbackrest_side;
 mod places;
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,24 +20,24 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{EXIT_CONFIG, complain};
-use crate::config::{Auth as AuthMode, Config, Environment};
+use crate::config::{Auth as AuthMode, Config, Contract, Environment, Flags};
 use crate::http::state::Shared;
 use crate::http::{self, AppState, Auth};
 use crate::jobs::archive::Archives;
-use crate::jobs::catalog::Freshness;
 use crate::jobs::context::{ServerSide, Wake};
 use crate::jobs::journal::Journals;
 use crate::jobs::{self, Catalog, Context, JobsHandle, Planner, Wal};
 use crate::pgbackrest::command::{archive_command, archive_get};
-use crate::pgbackrest::info::StanzaStatus;
 use crate::pgbackrest::runner::GRACE;
 use crate::postgres::bootstrap::FirstStart;
-use crate::postgres::control::ControlData;
+use crate::postgres::client::Password;
 use crate::postgres::install::Binaries;
-use crate::postgres::pgdata::{self, Content, Occupant};
-use crate::postgres::stray;
-use crate::postgres::supervisor::{Actor, Order, PostgresHandle, Settings, Status, fence_dir};
-use crate::process::signals::Termination;
+use crate::postgres::pgdata;
+use crate::postgres::supervisor::{
+    Actor, Archiving, Order, PostgresHandle, Settings, Status, fence_dir,
+};
+use crate::process::become_program;
+use crate::process::signals::{Heard, Signals};
 use crate::pulse::Pulses;
 use crate::store::Store;
 use crate::telemetry;
@@ -66,6 +68,8 @@ fn start(config: Config, environment: &Environment) -> anyhow::Result<()> {
     // Before there are threads, and before anything is written as root that should not be.
     let user = identity::settle(&config)?;
     let _lock = places::claim_state_dir(&config.state_dir)?;
+    let data_dir = config.postgres.as_ref().map(|postgres| &postgres.data_dir);
+    let _claimed = data_dir.map(|data_dir| places::claim_data_dir(data_dir)).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -82,7 +86,7 @@ async fn serve(
     environment: &Environment,
     user: identity::User,
 ) -> anyhow::Result<()> {
-    let mut signals = Termination::listen().context("cannot listen for signals")?;
+    let mut signals = Signals::listen().context("cannot listen for signals")?;
     let address = config.server.listen;
     // First of all: a second service on this port must not touch anything.
     let listener = listen(address).await.with_context(|| format!("cannot listen on {address}"))?;
@@ -105,16 +109,26 @@ async fn serve(
     let (shutdown, hurry) = (CancellationToken::new(), CancellationToken::new());
     let (streams_end, output_end) = (CancellationToken::new(), CancellationToken::new());
 
+    let mut server_env = user.environment(environment);
+    if let Some(contract) = &config.contract {
+        server_env.extend(contract.server_variables().filter(|(name, _)| name != "HOME"));
+    }
     let server = match (&config.postgres, side.defaults) {
         (Some(postgres), Some(defaults)) => Some(ServerSide {
             stanza: stanza.clone(),
             data_dir: postgres.data_dir.clone(),
+            archiving: first_order::archiving(
+                &config.backups,
+                &config.state_dir,
+                &postgres.data_dir,
+                had_jobs,
+            )?,
             binaries: Binaries::find(
                 postgres.bin_dir.as_deref(),
                 environment.get("PATH").unwrap_or_default(),
                 pgdata::major_version(&postgres.data_dir),
             )?,
-            env: user.environment(environment),
+            env: server_env,
             defaults,
             user_options: side.options,
             stop_patience: postgres.stop_timeout + STOP_RUNGS,
@@ -136,13 +150,18 @@ async fn serve(
                 config: postgres.clone(),
                 binaries: server.binaries.clone(),
                 env,
+                archiving: server.archiving,
+                password: config.contract.as_ref().and_then(password),
                 archive_command: archive_command(&tool.binary.display().to_string(), &stanza),
                 state_dir: config.state_dir.clone(),
                 first_start: FirstStart {
                     data_dir: postgres.data_dir.clone(),
                     superuser: postgres.superuser.clone(),
                     os_user: user.name.clone(),
+                    os_user_has_entry: user.has_entry,
                     state_dir: config.state_dir.clone(),
+                    server_args: postgres.args.clone(),
+                    contract: config.contract.clone(),
                 },
                 fenced_by: found.fenced_by,
             };
@@ -207,19 +226,42 @@ async fn serve(
     } else if let Some(server) = &context.server
         && found.fenced_by.is_none()
     {
-        postgres
-            .order(first_order(server, &context.catalog, had_jobs).await, Actor::Operator)
-            .await?;
+        match &config.backups.bootstrap_from {
+            Some(target) if first_order::is_empty(&server.data_dir) => {
+                let work = jobs::bootstrap::run(context.clone(), jobs.clone(), target.clone());
+                tokio::spawn(work);
+            }
+            _ => {
+                let order = first_order::first_order(server, &context.catalog, had_jobs).await;
+                postgres.order(order, Actor::Operator).await?;
+            }
+        }
     }
-    if postgres.is_supervised() {
+    if context.server.as_ref().is_some_and(|server| server.archiving == Archiving::Ours) {
         tokio::spawn(jobs::heartbeat::run(context.clone()));
         tokio::spawn(jobs::first_start::run(context, jobs, stanza));
     }
 
-    tokio::select! {
-        signal = signals.next() => tracing::info!("{signal}: stopping; a second one hurries"),
-        ended = &mut http => bail!("the HTTP server ended: {ended:?}"),
-        ended = &mut queue => bail!("the job queue ended: {ended:?}"),
+    let in_container = config.contract.is_some();
+    loop {
+        tokio::select! {
+            heard = signals.next() => match heard {
+                Heard::Stop(signal) => {
+                    tracing::info!("{signal}: stopping; a second one hurries");
+                    break;
+                }
+                Heard::Reload => {
+                    tracing::info!("SIGHUP: PostgreSQL reads its configuration again");
+                    if let Err(refusal) = postgres.order(Order::Reload, Actor::Operator).await {
+                        tracing::warn!("{refusal}");
+                    }
+                }
+            },
+            // Nobody would see it there: whoever runs the container waits for its end.
+            reason = first_start_failed(&postgres), if in_container => bail!("{reason}"),
+            ended = &mut http => bail!("the HTTP server ended: {ended:?}"),
+            ended = &mut queue => bail!("the job queue ended: {ended:?}"),
+        }
     }
     shutdown.cancel();
     let stop = stop_in_order(&mut queue, &postgres, &hurry);
@@ -227,7 +269,7 @@ async fn serve(
     loop {
         tokio::select! {
             () = &mut stop => break,
-            signal = signals.next() => {
+            heard = signals.next() => if let Heard::Stop(signal) = heard {
                 tracing::warn!("{signal} again: no more patience");
                 hurry.cancel();
             }
@@ -241,6 +283,41 @@ async fn serve(
     drop(supervising);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The password that a container was told, for a server that asks for one on its socket.
+fn password(contract: &Contract) -> Option<Password> {
+    contract.password.clone().map(Password)
+}
+
+/// Waits until it is certain that no cluster can be made, and answers why.
+async fn first_start_failed(postgres: &PostgresHandle) -> String {
+    let mut status = postgres.watch();
+    let failed = status.wait_for(|status| status.first_start_failed.is_some()).await;
+    match failed.ok().and_then(|status| status.first_start_failed.clone()) {
+        Some(reason) => reason,
+        None => std::future::pending().await,
+    }
+}
+
+/// In a container: becomes `postgres` with these arguments, as the user that it runs as.
+pub fn become_postgres(args: &[OsString], environment: &Environment) -> anyhow::Error {
+    let become_it = || -> anyhow::Result<std::convert::Infallible> {
+        let config = Config::load(&Flags::default(), environment)?;
+        let home = identity::give_up_root(&config.os_user)?;
+        let postgres = config.postgres.as_ref();
+        let binaries = Binaries::find(
+            postgres.and_then(|postgres| postgres.bin_dir.as_deref()),
+            environment.get("PATH").unwrap_or_default(),
+            postgres.and_then(|postgres| pgdata::major_version(&postgres.data_dir)),
+        )?;
+        let home = home.map(|home| ("HOME".to_owned(), home.display().to_string()));
+        Err(become_program(binaries.program("postgres"), args, home).into())
+    };
+    match become_it() {
+        Err(error) => error,
+        Ok(never) => match never {},
+    }
 }
 
 /// Takes the port, which a Headrest that was killed may hold for a moment longer.
@@ -257,57 +334,6 @@ async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
             bound => return bound,
         }
     }
-}
-
-/// Starts the server, unless its data is gone while the repository still has its backups: a new
-/// cluster in its place would be another database, and would stand in the way of a restore.
-async fn first_order(server: &ServerSide, catalog: &Catalog, had_jobs: bool) -> Order {
-    let shown = server.data_dir.display();
-    let stanza = &server.stanza;
-    if !matches!(pgdata::content(&server.data_dir), Ok(Content::Empty)) {
-        // A restore that nobody remembers left its server in the fence, where no client can reach it
-        // and nothing is archived.
-        if let Some(pid) = stray::find(&server.data_dir)
-            && stray::is_fenced(&server.data_dir)
-        {
-            tracing::warn!(process.pid = %pid, "ending the fenced server of a forgotten restore");
-            stray::end(&server.data_dir, pid).await;
-        }
-        let runs = matches!(pgdata::occupant(&server.data_dir), Ok(Occupant::Postmaster(_)));
-        return match unfinished_recovery(server).await.filter(|_| !runs) {
-            Some(why) => Order::Hold(format!(
-                "PGDATA {shown} is not whole: {why}, and the journal of that restore is gone. \
-                 Restore again: POST /api/v1/stanzas/{stanza}/restores. To start it as it is \
-                 instead, if you know that it is sound: POST /api/v1/processes/postgres/start"
-            )),
-            None => Order::Start,
-        };
-    }
-    let hold = match catalog.observe(stanza, Freshness::New).await {
-        Ok(seen) => match seen.stanza.status.meaning() {
-            StanzaStatus::MissingPath | StanzaStatus::MissingData | StanzaStatus::NoBackup => None,
-            _ if !seen.stanza.backups.is_empty() => Some("holds backups of"),
-            _ => Some("cannot be read, and may hold backups of"),
-        },
-        // Without pgbackrest there is nothing to ask; but where Headrest has worked before there
-        // was a cluster.
-        Err(_) if had_jobs => Some("cannot be read, and may hold backups of"),
-        Err(_) => None,
-    };
-    match hold {
-        Some(what) => Order::Hold(format!(
-            "PGDATA {shown} is empty, but the repository {what} stanza {stanza}. To \
-             restore them: POST /api/v1/stanzas/{stanza}/restores. To begin with a new, empty \
-             cluster instead: POST /api/v1/processes/postgres/start"
-        )),
-        None => Order::Start,
-    }
-}
-
-async fn unfinished_recovery(server: &ServerSide) -> Option<&'static str> {
-    let control = ControlData::read(&server.binaries, &server.env, &server.data_dir).await.ok();
-    let facts = control.map(|control| control.facts()).filter(|facts| facts.out_of_recovery);
-    pgdata::unfinished_recovery(&server.data_dir, facts.map(|facts| facts.timeline))
 }
 
 /// Jobs first, then PostgreSQL, whose archiver still needs the repository.

@@ -1,11 +1,18 @@
 //! The command line.
 
+mod entrypoint;
+mod healthcheck;
+
+use std::ffi::OsString;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{Config, ConfigErrors, Environment, Flags};
+use self::entrypoint::Entry;
+use crate::config::{Config, ConfigErrors, Contract, Environment, Flags};
+use crate::process::become_program;
 
 /// The exit code of a configuration that cannot be used (`EX_USAGE` of sysexits.h).
 pub const EXIT_CONFIG: u8 = 64;
@@ -29,8 +36,17 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Say whether PostgreSQL takes writes: exit code 0, or 1
+    Healthcheck(Flags),
     /// Print the OpenAPI document
     Openapi,
+    /// What the container image starts: postgres and its arguments, or any other command
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Entrypoint {
+        /// Arguments for postgres, or a command and its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -42,7 +58,7 @@ enum ConfigCommand {
 }
 
 /// Runs a command line. `args` begins with the program's name.
-pub fn run(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -74,10 +90,52 @@ pub fn run(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
                 Err(errors) => refuse(&errors),
             }
         }
+        Command::Healthcheck(flags) => match Config::load(&flags, &environment) {
+            Ok(config) => match healthcheck::ask(config.server.listen) {
+                Ok(word) => print(&format!("{word}\n")),
+                Err(why) => complain(&why),
+            },
+            Err(errors) => refuse(&errors),
+        },
+        Command::Entrypoint { args } => enter(args, &environment),
         Command::Openapi => match crate::http::document().to_pretty_json() {
             Ok(text) => print(&(text + "\n")),
             Err(error) => complain(&format!("cannot write the OpenAPI document: {error}")),
         },
+    }
+}
+
+/// Does what the container was asked to do.
+fn enter(args: Vec<OsString>, environment: &Environment) -> ExitCode {
+    let mut environment = environment.clone();
+    let (root, programs) = (Path::new("/var/lib"), Path::new("/usr/lib/postgresql"));
+    if let Some(pgdata) = entrypoint::pgdata_instead(environment.get("PGDATA"), root, programs) {
+        environment.set("PGDATA", pgdata);
+    }
+    let environment = &environment;
+    let args = match entrypoint::entry(args) {
+        Entry::Command(program, args) => {
+            let error = become_program(&program, &args, None);
+            // As a shell does it.
+            let missing = error.source.kind() == std::io::ErrorKind::NotFound;
+            complain(&error.explain());
+            return if missing { 127 } else { 126 }.into();
+        }
+        Entry::Postgres(args) => {
+            return complain(&format!("{:#}", crate::app::become_postgres(&args, environment)));
+        }
+        Entry::Serve(args) => args,
+    };
+    let args: Result<Vec<String>, _> = args.into_iter().map(OsString::into_string).collect();
+    let Ok(args) = args else {
+        complain("an argument of postgres is not UTF-8");
+        return EXIT_CONFIG.into();
+    };
+    let config = Config::load(&Flags::default(), environment)
+        .and_then(|config| config.as_agreed(Contract::read(environment)?, args));
+    match config {
+        Ok(config) => crate::app::run(config, environment),
+        Err(errors) => refuse(&errors),
     }
 }
 

@@ -4,6 +4,7 @@
 //! known keys cannot differ from what is used. Must not act on anything it reads, apart from
 //! reading the files that `..._FILE` variables name.
 
+mod contract;
 mod layers;
 mod reader;
 mod sections;
@@ -11,11 +12,13 @@ mod sections;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+pub use contract::Contract;
 pub use layers::{Environment, Flags};
 pub(crate) use reader::is_secret_option;
 pub use reader::{Origin, Shown};
 pub use sections::{
-    Auth, LogFormat, PgbackrestConfig, PostgresConfig, ServerConfig, ShortRoutes, StanzaConfig,
+    Auth, BackupsConfig, LogFormat, PgbackrestConfig, PostgresConfig, ServerConfig, ShortRoutes,
+    StanzaConfig, Switch,
 };
 
 /// Where the file is looked for when none is named.
@@ -32,10 +35,14 @@ pub struct Config {
     pub log_format: LogFormat,
     /// The operating-system user to become when started as root.
     pub os_user: String,
+    /// Whether the server is backed up, and where its data comes from.
+    pub backups: BackupsConfig,
     /// The supervised PostgreSQL; `None` when Headrest runs beside an existing server.
     pub postgres: Option<PostgresConfig>,
     /// The tool.
     pub pgbackrest: PgbackrestConfig,
+    /// What the container was told, when this is the container's service.
+    pub contract: Option<Contract>,
     /// The stanzas, the supervised server's first.
     pub stanzas: Vec<StanzaConfig>,
     /// Every value with its source, for `headrest config print`.
@@ -82,6 +89,7 @@ impl Config {
         let mut reader = reader::Reader::new(flags, environment, file);
         let server = sections::server(&mut reader);
         let state_dir = sections::state_dir(&mut reader);
+        let backups = sections::backups(&mut reader);
         let log_format = sections::log_format(&mut reader);
         let (os_user, postgres) = sections::postgres(&mut reader);
         let pgbackrest = sections::pgbackrest(&mut reader);
@@ -92,15 +100,41 @@ impl Config {
         let config = Self {
             server,
             state_dir,
+            backups,
             log_format,
             os_user,
             postgres,
             pgbackrest,
+            contract: None,
             stanzas,
             shown,
             pgbackrest_env,
         };
         Ok(config)
+    }
+}
+
+impl Config {
+    /// The same for a container that was told `contract` and these arguments for `postgres`.
+    /// Where Headrest does not supervise a server none of it counts.
+    pub fn as_agreed(
+        mut self,
+        contract: Contract,
+        server_args: Vec<String>,
+    ) -> Result<Self, ConfigErrors> {
+        let Some(postgres) = &mut self.postgres else { return Ok(self) };
+        postgres.args.extend(server_args);
+        let is_superuser = |shown: &&Shown| shown.key == "postgres.superuser";
+        match self.shown.iter_mut().find(|shown| is_superuser(&&**shown)) {
+            Some(shown) if shown.origin == Origin::Default => {
+                postgres.superuser.clone_from(&contract.user);
+                shown.value = format!("{:?}", contract.user);
+                shown.origin = Origin::Environment("POSTGRES_USER".to_owned());
+            }
+            _ => {}
+        }
+        self.contract = Some(contract);
+        Ok(self)
     }
 }
 

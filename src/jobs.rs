@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod boot;
+pub mod bootstrap;
 pub mod catalog;
 pub mod context;
 pub mod first_start;

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, fchown};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, fchown, lchown,
+};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -16,10 +18,15 @@ use crate::config::{Config, Environment};
 /// Variables that children get from our own environment.
 const PASSED_ON: [&str; 4] = ["PATH", "LANG", "TZ", "PGTZ"];
 
+/// Where the server's socket is in a container.
+const CONTAINER_SOCKETS: &str = "/var/run/postgresql";
+
 /// The user that everything runs as.
 #[derive(Debug, Clone)]
 pub(super) struct User {
     pub(super) name: String,
+    /// Whether the user database knows it.
+    pub(super) has_entry: bool,
     home: PathBuf,
 }
 
@@ -48,22 +55,11 @@ pub(super) fn settle(config: &Config) -> anyhow::Result<User> {
         let account = Account::from_uid(me).context("cannot look up our own user")?;
         // A user without an entry (an arbitrary `--user` of a container) is known by its number.
         return Ok(account.map_or_else(
-            || User { name: me.to_string(), home: PathBuf::from("/") },
-            |account| User { name: account.name, home: account.dir },
+            || User { name: me.to_string(), has_entry: false, home: PathBuf::from("/") },
+            |account| User { name: account.name, has_entry: true, home: account.dir },
         ));
     }
-    let name = &config.os_user;
-    let account = Account::from_name(name)
-        .with_context(|| format!("cannot look up the operating-system user {name}"))?
-        .with_context(|| {
-            format!(
-                "the operating-system user {name} does not exist; install PostgreSQL, or set \
-                 postgres.os_user"
-            )
-        })?;
-    if account.uid.is_root() {
-        bail!("postgres.os_user is root; PostgreSQL refuses to run as root");
-    }
+    let account = account(&config.os_user)?;
     hand_over(&config.state_dir, 0o700, &account)?;
     if let Some(postgres) = &config.postgres {
         hand_over(&postgres.data_dir, 0o700, &account)?;
@@ -85,13 +81,84 @@ pub(super) fn settle(config: &Config) -> anyhow::Result<User> {
             hand_over(Path::new(path), mode, &account)?;
         }
     }
-    let name_c = CString::new(name.as_str()).context("postgres.os_user holds a zero byte")?;
-    initgroups(&name_c, account.gid).context("cannot give up root's groups")?;
+    if let (Some(contract), Some(postgres)) = (&config.contract, &config.postgres) {
+        hand_over_all_in(&postgres.data_dir, 0o700, &account)?;
+        if let Some(directory) = &contract.wal_dir {
+            hand_over_all_in(directory, 0o700, &account)?;
+        }
+        // Read-only root file systems have it as a tmpfs of root.
+        let sockets = Path::new(CONTAINER_SOCKETS);
+        if let Err(error) = hand_over_all_in(sockets, 0o3775, &account) {
+            tracing::warn!("{error:#}");
+        }
+    }
+    become_user(&account)?;
+    Ok(User { name: account.name, has_entry: true, home: account.dir })
+}
+
+/// As root: becomes the user that PostgreSQL runs as. Answers its home.
+pub(super) fn give_up_root(os_user: &str) -> anyhow::Result<Option<PathBuf>> {
+    if !Uid::effective().is_root() {
+        return Ok(None);
+    }
+    let account = account(os_user)?;
+    become_user(&account)?;
+    Ok(Some(account.dir))
+}
+
+fn account(name: &str) -> anyhow::Result<Account> {
+    let account = Account::from_name(name)
+        .with_context(|| format!("cannot look up the operating-system user {name}"))?
+        .with_context(|| {
+            format!(
+                "the operating-system user {name} does not exist; install PostgreSQL, or set \
+                 postgres.os_user"
+            )
+        })?;
+    if account.uid.is_root() {
+        bail!("postgres.os_user is root; PostgreSQL refuses to run as root");
+    }
+    Ok(account)
+}
+
+fn become_user(account: &Account) -> anyhow::Result<()> {
+    let name = CString::new(account.name.as_str()).context("a user's name holds a zero byte")?;
+    initgroups(&name, account.gid).context("cannot give up root's groups")?;
     setgid(account.gid).context("cannot give up root's group")?;
     setuid(account.uid).context("cannot give up root")?;
     // Our own /proc entries stay readable for us, and core files possible.
     let _ = nix::sys::prctl::set_dumpable(true);
-    Ok(User { name: name.clone(), home: account.dir })
+    Ok(())
+}
+
+/// What the official image does with its volumes as root: everything in them becomes the server's,
+/// whoever had it before.
+fn hand_over_all_in(path: &Path, mode: u32, account: &Account) -> anyhow::Result<()> {
+    hand_over(path, mode, account)?;
+    let shown = path.display();
+    let failed = |error| anyhow::Error::new(error).context(format!("cannot give away {shown}"));
+    let meta = fs::symlink_metadata(path).map_err(failed)?;
+    if meta.is_symlink() {
+        return Ok(());
+    }
+    // A group may have been let in (initdb --allow-group-access).
+    if meta.mode() & 0o7777 != mode && meta.mode() & 0o7777 != 0o750 {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
+    }
+    let mut pending = vec![path.to_owned()];
+    while let Some(path) = pending.pop() {
+        let meta = fs::symlink_metadata(&path).map_err(failed)?;
+        if meta.uid() != account.uid.as_raw() {
+            lchown(&path, Some(account.uid.as_raw()), Some(account.gid.as_raw()))
+                .map_err(failed)?;
+        }
+        if meta.is_dir() {
+            for entry in fs::read_dir(&path).map_err(failed)? {
+                pending.push(entry.map_err(failed)?.path());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Makes a directory for the user. One that is there and root's is given to it; one that is

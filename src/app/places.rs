@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IsTerminal as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::Path;
 use std::time::Duration;
 
@@ -36,6 +38,7 @@ pub(super) fn claim_state_dir(state_dir: &Path) -> anyhow::Result<File> {
         }
     };
     make(state_dir)?;
+    close_to_others(state_dir)?;
     make(&state_dir.join("log"))?;
     let lock = OpenOptions::new()
         .create(true)
@@ -44,18 +47,45 @@ pub(super) fn claim_state_dir(state_dir: &Path) -> anyhow::Result<File> {
         .mode(0o600)
         .open(state_dir.join("headrest.lock"))
         .with_context(|| format!("cannot write to the state directory {shown}"))?;
+    lock_for_us(lock, || format!("the state directory {shown}"))
+}
+
+/// Takes PGDATA for this process alone, which the state directory does not: another Headrest may
+/// have another one. The directory itself is locked, so nothing is put into it. The answer must be
+/// kept.
+pub(super) fn claim_data_dir(data_dir: &Path) -> anyhow::Result<File> {
+    let shown = data_dir.display();
+    let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(data_dir);
+    made.with_context(|| format!("cannot make PGDATA {shown}"))?;
+    let directory = File::open(data_dir).with_context(|| format!("cannot open PGDATA {shown}"))?;
+    lock_for_us(directory, || format!("PGDATA {shown}"))
+}
+
+fn lock_for_us(file: File, what: impl Fn() -> String) -> anyhow::Result<File> {
     let tries = PREDECESSOR_PATIENCE.as_millis() / LOOK_EVERY.as_millis();
     for _ in 0..tries {
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(lock),
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
             Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOOK_EVERY),
             Err(errno) => {
                 return Err(io::Error::from(errno))
-                    .with_context(|| format!("cannot lock the state directory {shown}"));
+                    .with_context(|| format!("cannot lock {}", what()));
             }
         }
     }
-    bail!("another Headrest uses the state directory {shown}")
+    bail!("another Headrest uses {}", what())
+}
+
+/// A container's image has it open for whichever user it is to run as; once that is known nobody
+/// else has any business there.
+fn close_to_others(state_dir: &Path) -> anyhow::Result<()> {
+    let shown = state_dir.display();
+    let meta = fs::metadata(state_dir).with_context(|| format!("cannot look at {shown}"))?;
+    if meta.mode() & 0o007 != 0 && meta.uid() == rustix::process::geteuid().as_raw() {
+        fs::set_permissions(state_dir, fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("cannot close {shown} to others"))?;
+    }
+    Ok(())
 }
 
 /// The configured admin token, or the generated one, which stays the same from start to start.

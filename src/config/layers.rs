@@ -57,6 +57,11 @@ impl Environment {
         self.0.get(name).map(String::as_str)
     }
 
+    /// Sets a variable here; our own environment stays as it is.
+    pub fn set(&mut self, name: &str, value: String) {
+        self.0.insert(name.to_owned(), value);
+    }
+
     /// All variables whose name begins so.
     pub fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
         self.0

@@ -8,6 +8,7 @@ use secrecy::SecretString;
 
 use super::reader::Reader;
 use crate::domain::StanzaName;
+use crate::domain::recovery::{InvalidTarget, RecoveryTarget};
 use crate::domain::words::words;
 
 words! {
@@ -40,6 +41,27 @@ words! {
         /// For machines.
         Json = "json",
     }
+}
+
+words! {
+    /// Something that is on or off.
+    Switch {
+        /// It is.
+        On = "on",
+        /// It is not.
+        Off = "off",
+    }
+}
+
+/// Whether this server is backed up, and where its data comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupsConfig {
+    /// Off: Headrest only supervises.
+    pub backups: Switch,
+    /// An empty PGDATA is restored from the repository to this target, and not made by initdb.
+    pub bootstrap_from: Option<RecoveryTarget>,
+    /// Whether what was made that way archives to the repository that it came from.
+    pub bootstrap_archive: Switch,
 }
 
 /// The HTTP side.
@@ -111,6 +133,21 @@ pub(super) fn server(reader: &mut Reader<'_>) -> ServerConfig {
     let allowed_hosts = reader.get("allowed_hosts", hosts);
     let short_routes = reader.parse("short_routes", "on").unwrap_or(ShortRoutes::On);
     ServerConfig { listen, auth, admin_token, allowed_hosts, short_routes }
+}
+
+pub(super) fn backups(reader: &mut Reader<'_>) -> BackupsConfig {
+    let backups = reader.parse("backups", "on").unwrap_or(Switch::On);
+    let from = reader.get_if_any::<String>("bootstrap_from").filter(|text| !text.is_empty());
+    let bootstrap_from = from.and_then(|text| match text.parse() {
+        Ok(target) => Some(target),
+        Err(error) => {
+            let error: InvalidTarget = error;
+            reader.error("bootstrap_from", &error.to_string());
+            None
+        }
+    });
+    let bootstrap_archive = reader.parse("bootstrap_archive", "off").unwrap_or(Switch::Off);
+    BackupsConfig { backups, bootstrap_from, bootstrap_archive }
 }
 
 pub(super) fn state_dir(reader: &mut Reader<'_>) -> PathBuf {

@@ -94,6 +94,12 @@ pub enum InvalidTarget {
     /// Not a name of ours.
     #[error("\"{0}\" is not a restore point's name: 1 to 63 of A-Z, a-z, 0-9, _, ., : and -")]
     Name(String),
+    /// Not a target in one word.
+    #[error(
+        "\"{0}\" is no target: latest, immediate, a time such as 2026-11-20T14:05:00Z, or time=, \
+         lsn=, xid= or name= and a value"
+    )]
+    Target(String),
     /// Not a choice of timeline.
     #[error("\"{0}\" is not a timeline: current, latest or a whole number from 1 up")]
     Timeline(String),
@@ -151,6 +157,34 @@ impl RecoveryTarget {
             ("recovery_target_inclusive", inclusive.to_owned()),
             one,
         ]
+    }
+}
+
+impl FromStr for RecoveryTarget {
+    type Err = InvalidTarget;
+
+    /// As it is written in one word of a setting: `latest`, `immediate`, a time in RFC 3339, or
+    /// `KIND=VALUE`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || InvalidTarget::Target(shown(text));
+        let (kind, value) = match text.split_once('=') {
+            Some((kind, value)) => (kind, value),
+            None if matches!(text, "latest" | "immediate") => (text, ""),
+            None => ("time", text),
+        };
+        let exclusive = false;
+        match kind {
+            "latest" if value.is_empty() => Ok(Self::Latest),
+            "immediate" if value.is_empty() => Ok(Self::Immediate),
+            "time" => {
+                let value = value.parse().map_err(|_| invalid())?;
+                Ok(Self::Time { value, exclusive })
+            }
+            "lsn" => Ok(Self::Lsn { value: value.parse().map_err(|_| invalid())?, exclusive }),
+            "xid" => Ok(Self::Xid { value: value.parse()?, exclusive }),
+            "name" => Ok(Self::Name { value: value.parse()? }),
+            _ => Err(invalid()),
+        }
     }
 }
 
@@ -290,6 +324,26 @@ impl From<TargetTimeline> for String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn targets_in_one_word() {
+        let time = "2026-11-20T14:05:00Z";
+        for (text, expect) in [
+            ("latest", "latest"),
+            ("immediate", "immediate"),
+            (time, "time 2026-11-20T14:05:00Z"),
+            ("2026-11-20T15:05:00+01:00", "time 2026-11-20T14:05:00Z"),
+            ("time=2026-11-20T14:05:00Z", "time 2026-11-20T14:05:00Z"),
+            ("lsn=0/3000060", "lsn 0/3000060"),
+            ("xid=775", "xid 775"),
+            ("name=before-release", "name before-release"),
+        ] {
+            assert_eq!(text.parse::<RecoveryTarget>().unwrap().to_string(), expect);
+        }
+        for text in ["", "newest", "latest=1", "time=", "yesterday", "lsn=x", "xid=1", "name=a b"] {
+            assert!(text.parse::<RecoveryTarget>().is_err(), "{text:?}");
+        }
+    }
 
     #[test]
     fn settings_are_written_from_types() {

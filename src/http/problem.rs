@@ -57,6 +57,8 @@ words! {
         PostgresFenced = "postgres-fenced",
         /// Headrest does not supervise this server.
         PostgresNotSupervised = "postgres-not-supervised",
+        /// This server is not backed up, so nothing of that can be done.
+        BackupsOff = "backups-off",
         /// The target of a restore cannot be reached.
         TargetOutsideWindow = "target-outside-window",
         /// The target is before the end of the backup, or of every backup.
@@ -123,6 +125,7 @@ impl ErrorCode {
             | Self::PostgresStopped
             | Self::PostgresFenced
             | Self::PostgresNotSupervised
+            | Self::BackupsOff
             | Self::RestoreRefused
             | Self::PlanExpired
             | Self::PlanStale
@@ -166,6 +169,7 @@ impl ErrorCode {
             Self::PostgresStopped => "PostgreSQL is not running",
             Self::PostgresFenced => "A restore holds PostgreSQL",
             Self::PostgresNotSupervised => "PostgreSQL is not supervised by Headrest",
+            Self::BackupsOff => "This server is not backed up",
             Self::TargetOutsideWindow => "The target cannot be reached",
             Self::TargetBeforeBackup => "The target is before the end of the backup",
             Self::RestoreRefused => "The restore cannot go well",
@@ -362,6 +366,11 @@ impl From<Denied> for Problem {
             Denied::NotSupervised(_) => Self::new(ErrorCode::PostgresNotSupervised, detail).hint(
                 "Stop the server, run `pgbackrest restore` by hand and start it, or let Headrest \
                  supervise it.",
+            ),
+            Denied::BackupsOff(_) => Self::new(ErrorCode::BackupsOff, detail),
+            Denied::Copy(_) => Self::new(ErrorCode::BackupsOff, detail).hint(
+                "To restore it again, start it with an empty PGDATA. To make it the original: \
+                 HEADREST_BOOTSTRAP_ARCHIVE=on.",
             ),
             Denied::NoRestore(job) => {
                 Self { job: Some(job), ..Self::new(ErrorCode::RestoreNotWaiting, detail) }

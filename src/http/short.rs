@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
 use super::api::jobs::{as_text, describe, log_lines};
-use super::api::restores::{confirmed, plan, spec_of};
+use super::api::restores::{confirmed, plan};
 use super::auth::Caller;
 use super::extract::{Query, find_stanza};
 use super::middleware::guard::accepts_html;
@@ -157,7 +157,7 @@ impl Short {
             accept: Vec::new(),
         };
         let plan = plan(&self.state, &stanza, request, OnConflict::Cancel).await?;
-        self.run(JobSpec::Restore(spec_of(&plan)), OnConflict::Cancel).await
+        self.run(JobSpec::Restore(plan.spec()), OnConflict::Cancel).await
     }
 
     async fn backup(self, backup_type: BackupType) -> Outcome<Response> {

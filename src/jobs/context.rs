@@ -15,7 +15,7 @@ use crate::pgbackrest::conf::{self, Defaults, UserOptions};
 use crate::pgbackrest::runner::Tool;
 use crate::pgbackrest::version::Version;
 use crate::postgres::install::Binaries;
-use crate::postgres::supervisor::PostgresHandle;
+use crate::postgres::supervisor::{Archiving, PostgresHandle};
 use crate::store::Store;
 
 /// The supervised server's side of a job's needs.
@@ -25,6 +25,8 @@ pub struct ServerSide {
     pub stanza: StanzaName,
     /// PGDATA.
     pub data_dir: PathBuf,
+    /// Whether its WAL is archived; without that nothing is backed up or restored in place.
+    pub archiving: Archiving,
     /// PostgreSQL's programs.
     pub binaries: Binaries,
     /// The environment of PostgreSQL's programs.

@@ -19,9 +19,10 @@ use super::catalog::FRESH_ENOUGH;
 use super::context::Context;
 use super::queue::LaneView;
 use crate::clock;
+use crate::domain::job::RestoreSpec;
 use crate::domain::plan::check::{Check, CheckId, Verdict, refusing};
 use crate::domain::plan::{Decision, Unreachable, Wish, decide};
-use crate::domain::recovery::OnReached;
+use crate::domain::recovery::{OnReached, RecoveryTarget};
 use crate::domain::restore::Pinned;
 use crate::domain::window::{self, Window};
 use crate::domain::{DatabaseName, JobId, RepoKey, StanzaName, Timeline};
@@ -46,6 +47,14 @@ pub struct PlanRequest {
     pub databases: Vec<DatabaseName>,
     /// Failed checks that the caller takes upon itself.
     pub accept: Vec<CheckId>,
+}
+
+impl PlanRequest {
+    /// Everything, to a target.
+    pub fn to(target: RecoveryTarget) -> Self {
+        let wish = Wish { target, set: None, repo: None, timeline: None };
+        Self { wish, on_reached: OnReached::Promote, databases: Vec::new(), accept: Vec::new() }
+    }
 }
 
 /// A plan.
@@ -93,6 +102,17 @@ impl Plan {
             ended: self.ended,
             system_id: self.backups_of.clone(),
             plan: self.hash.clone(),
+        }
+    }
+
+    /// The job that carries it out.
+    pub fn spec(&self) -> RestoreSpec {
+        RestoreSpec {
+            pinned: Some(Box::new(self.pinned())),
+            on_reached: self.request.on_reached,
+            databases: self.request.databases.clone(),
+            accept: self.request.accept.clone(),
+            ..RestoreSpec::new(self.stanza.clone(), self.request.wish.target.clone())
         }
     }
 

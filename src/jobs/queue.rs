@@ -23,6 +23,8 @@ use crate::domain::job::{
     admit,
 };
 use crate::domain::restore::{Awaiting, BootAction, Journal, Phase, Steer};
+use crate::postgres::pgdata::{self, Content};
+use crate::postgres::supervisor::Archiving;
 use crate::pulse::Pulse;
 use crate::store::{Store, StoreError};
 
@@ -224,6 +226,7 @@ impl Queue {
         if spec.kind() == JobKind::Restore && !supervised {
             return Err(Denied::NotSupervised(stanza));
         }
+        self.is_archived(&spec)?;
         let lane = self.lanes.entry(stanza.clone()).or_default();
         let mut cancelled = None;
         let restore_waits = lane.waiting.iter().find(|job| job.spec.kind() == JobKind::Restore);
@@ -280,6 +283,21 @@ impl Queue {
             tracing::warn!(job.id = %id, "cannot cancel for a restore: {denied}");
         }
         Ok(job)
+    }
+
+    /// Nothing is backed up without archiving, and nothing restored but an empty PGDATA: what the
+    /// archive does not have would be lost.
+    fn is_archived(&self, spec: &JobSpec) -> Result<(), Denied> {
+        let stanza = spec.stanza();
+        let side = self.context.server.as_ref().filter(|side| side.stanza == *stanza);
+        let Some(side) = side else { return Ok(()) };
+        let whole = matches!(pgdata::content(&side.data_dir), Ok(Content::Cluster(_)));
+        match side.archiving {
+            Archiving::Ours => Ok(()),
+            _ if spec.kind() == JobKind::Restore && !whole => Ok(()),
+            Archiving::Off => Err(Denied::Copy(stanza.clone())),
+            Archiving::NotOurs => Err(Denied::BackupsOff(stanza.clone())),
+        }
     }
 
     async fn cancel(&mut self, id: JobId, by: &str) -> Result<Job, Denied> {

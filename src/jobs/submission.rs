@@ -64,6 +64,15 @@ pub enum Denied {
     /// Restores need a server that Headrest can stop and start.
     #[error("Headrest does not supervise the PostgreSQL server of stanza {0}")]
     NotSupervised(StanzaName),
+    /// Backups are turned off.
+    #[error("backups of stanza {0} are turned off (HEADREST_BACKUPS=off)")]
+    BackupsOff(StanzaName),
+    /// The server is a copy of another one.
+    #[error(
+        "this server is a copy, made from stanza {0} of another one: it does not archive, so it is \
+         not backed up or restored in place"
+    )]
+    Copy(StanzaName),
     /// The job is no restore, or one that has ended: it cannot be steered.
     #[error("job {0} is no restore that is under way")]
     NoRestore(JobId),

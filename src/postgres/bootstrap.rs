@@ -1,17 +1,36 @@
 //! The first start: a cluster where there is none.
+//!
+//! On a machine that is initdb and a rule for the local socket. In a container it is the contract
+//! of the official `postgres` image ([`Contract`]): initdb as it was asked for, the rule for
+//! connections over TCP, and, when there is more to make, a temporary server on the socket alone for
+//! the database and the scripts. A first start that was cut short is never mistaken for a finished one:
+//! a mark is written before initdb, and another one into PGDATA, which goes where the volume goes,
+//! before the scripts.
+
+mod scripts;
+mod temporary;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use secrecy::ExposeSecret as _;
+
+use self::scripts::Scripts;
+use self::temporary::TemporaryServer;
 use super::install::Binaries;
 use super::pgdata::{self, Content};
-use crate::process::{CaptureError, Program, capture};
+use crate::config::Contract;
+use crate::process::{CaptureError, End, Program, capture};
 
 const PATIENCE: Duration = Duration::from_mins(10);
+/// In PGDATA while the scripts of a first start run. No restore happens meanwhile, so it may.
+const MARK_IN_PGDATA: &str = "headrest-first-start-unfinished";
+/// From this major version on data belongs into a directory of its version.
+const VERSIONED_LAYOUT: u16 = 18;
 
 /// What the first start needs to know.
 #[derive(Debug, Clone)]
@@ -22,8 +41,14 @@ pub struct FirstStart {
     pub superuser: String,
     /// The operating-system user that the server and Headrest run as.
     pub os_user: String,
+    /// Whether that user has an entry in the user database; a number given to a container has not.
+    pub os_user_has_entry: bool,
     /// Headrest's own directory: the mark of an unfinished initdb lives there.
     pub state_dir: PathBuf,
+    /// Arguments that the server will get.
+    pub server_args: Vec<String>,
+    /// What a container was told.
+    pub contract: Option<Contract>,
 }
 
 /// Why there is no cluster.
@@ -38,23 +63,64 @@ pub enum BootstrapError {
         /// PGDATA.
         data_dir: PathBuf,
     },
-    /// An earlier initdb was cut short.
+    /// An earlier first start was cut short.
     #[error(
-        "an earlier initdb in {} was cut short; empty that directory and remove {}, then start \
-         again", data_dir.display(), mark.display()
+        "an earlier first start in {} was cut short, so the cluster there is not whole; empty that \
+         directory and start again", data_dir.display()
     )]
     CutShort {
         /// PGDATA.
         data_dir: PathBuf,
-        /// The mark that says so.
-        mark: PathBuf,
     },
-    /// initdb could not be run.
+    /// Nobody said who may connect.
+    #[error(
+        "there is no database yet, and no password for its superuser: set POSTGRES_PASSWORD (or \
+         POSTGRES_PASSWORD_FILE) to something that is not empty, for example \"-e \
+         POSTGRES_PASSWORD=password\" on \"docker run\". POSTGRES_HOST_AUTH_METHOD=trust does \
+         without, and lets everybody in who can reach the port; that is not recommended. See \
+         https://www.postgresql.org/docs/current/auth-trust.html"
+    )]
+    NoPassword,
+    /// A cluster of the layout before PostgreSQL 18 is mounted where nobody looks for it.
+    #[error(
+        "PGDATA {} is empty, but {} is there: since PostgreSQL 18 data is in a directory of its \
+         version, and the volume is mounted one above (/var/lib/postgresql). Upgrade that cluster \
+         with pg_upgrade, or move it, or set PGDATA to where it is", data_dir.display(),
+        found.display()
+    )]
+    FormerLayout {
+        /// PGDATA.
+        data_dir: PathBuf,
+        /// What was found.
+        found: PathBuf,
+    },
+    /// A program could not be run.
     #[error(transparent)]
     Run(#[from] CaptureError),
     /// initdb failed.
     #[error("initdb failed: {0}")]
     Initdb(String),
+    /// The temporary server did not start or stop.
+    #[error("the temporary server of the first start {0}")]
+    Server(String),
+    /// The database could not be made.
+    #[error("psql, which was to make the database {name:?}, {end}")]
+    Database {
+        /// Its name.
+        name: String,
+        /// How psql ended.
+        end: End,
+    },
+    /// A script failed.
+    #[error(
+        "{} of the first start {end}; correct it, empty PGDATA and start again", path.display()
+    )]
+    Script {
+        /// The script.
+        path: PathBuf,
+        /// How it ended.
+        end: End,
+    },
     /// A file could not be read or written.
     #[error("cannot {operation} {}", path.display())]
     File {
@@ -68,42 +134,161 @@ pub enum BootstrapError {
     },
 }
 
+/// Whether PGDATA is what an unfinished first start left.
+pub fn is_unfinished(data_dir: &Path, state_dir: &Path) -> bool {
+    mark_in_state(state_dir).exists() || data_dir.join(MARK_IN_PGDATA).exists()
+}
+
+fn mark_in_state(state_dir: &Path) -> PathBuf {
+    state_dir.join("initdb-unfinished")
+}
+
 /// Makes a cluster if PGDATA is empty. Answers whether it made one.
 pub async fn ensure_cluster(
     first: &FirstStart,
     binaries: &Binaries,
     env: &BTreeMap<String, String>,
 ) -> Result<bool, BootstrapError> {
-    let mark = first.state_dir.join("initdb-unfinished");
-    let content = pgdata::content(&first.data_dir).map_err(file("read", &first.data_dir))?;
-    if mark.exists() && content != Content::Empty {
-        return Err(BootstrapError::CutShort { data_dir: first.data_dir.clone(), mark });
+    let data_dir = &first.data_dir;
+    let content = pgdata::content(data_dir).map_err(file("read", data_dir))?;
+    if content != Content::Empty && is_unfinished(data_dir, &first.state_dir) {
+        return Err(BootstrapError::CutShort { data_dir: data_dir.clone() });
     }
     match content {
         Content::Cluster(_) | Content::HalfRestored(_) => return Ok(false),
         Content::Foreign => {
-            return Err(BootstrapError::Foreign { data_dir: first.data_dir.clone() });
+            return Err(BootstrapError::Foreign { data_dir: data_dir.clone() });
         }
         Content::Empty => {}
     }
-    // On disk before initdb begins: after a power failure it is all that tells a torso apart.
+    if let Some(contract) = &first.contract {
+        make_as_agreed(first, contract, binaries, env).await?;
+    } else {
+        let mark = begin(first)?;
+        initdb(first, binaries, env, initdb_arguments(first, env)).await?;
+        allow_identities(first)?;
+        fs::remove_file(&mark).map_err(file("remove", &mark))?;
+    }
+    Ok(true)
+}
+
+/// On disk before initdb begins: after a power failure it is all that tells a torso apart.
+fn begin(first: &FirstStart) -> Result<PathBuf, BootstrapError> {
+    let mark = mark_in_state(&first.state_dir);
     write_durably(&mark, "initdb was started here and has not ended\n")
         .map_err(file("write", &mark))?;
     tracing::info!(pgdata = %first.data_dir.display(), "making a new cluster with initdb");
-    let mut program = Program::new(binaries.program("initdb"));
-    program.args = initdb_arguments(first, env);
-    program.env.clone_from(env);
-    let captured = capture(program, PATIENCE).await?;
-    if !captured.end.is_success() {
-        // initdb removes what it made when it fails by itself.
-        if pgdata::content(&first.data_dir).is_ok_and(|content| content == Content::Empty) {
-            fs::remove_file(&mark).map_err(file("remove", &mark))?;
-        }
-        return Err(BootstrapError::Initdb(captured.stderr.replace('\n', " ")));
+    Ok(mark)
+}
+
+/// The first start of a container.
+async fn make_as_agreed(
+    first: &FirstStart,
+    contract: &Contract,
+    binaries: &Binaries,
+    env: &BTreeMap<String, String>,
+) -> Result<(), BootstrapError> {
+    let trusting = contract.host_auth_method.as_deref() == Some("trust");
+    if contract.password.is_none() && !trusting {
+        return Err(BootstrapError::NoPassword);
     }
-    allow_identities(first)?;
+    if let Some(found) = former_layout(&first.data_dir) {
+        return Err(BootstrapError::FormerLayout { data_dir: first.data_dir.clone(), found });
+    }
+    let mut scripts = Scripts::new(first, contract, binaries, env);
+    // Before anything is made: a directory that cannot be read is found now or too late.
+    let files = scripts.list().await?;
+    if trusting {
+        tracing::warn!(
+            "POSTGRES_HOST_AUTH_METHOD is trust: everybody who can reach the port may connect, as \
+             every user, without a password"
+        );
+    }
+    let mark = begin(first)?;
+    let password = first.state_dir.join("initdb-password");
+    let mut args = vec![
+        format!("--pgdata={}", first.data_dir.display()),
+        format!("--username={}", contract.user),
+        // The default since 18. pgBackRest looks at them in every backup.
+        "--data-checksums".to_owned(),
+    ];
+    if let Some(secret) = &contract.password {
+        write_durably(&password, &format!("{}\n", secret.expose_secret()))
+            .map_err(file("write", &password))?;
+        args.push(format!("--pwfile={}", password.display()));
+    }
+    if let Some(directory) = &contract.wal_dir {
+        args.push(format!("--waldir={}", directory.display()));
+    }
+    args.extend(contract.initdb_args.iter().cloned());
+    let made = initdb(first, binaries, env, args).await;
+    if contract.password.is_some() {
+        fs::remove_file(&password).map_err(file("remove", &password))?;
+    }
+    made?;
+    listen_everywhere(&first.data_dir)?;
+    let method = match &contract.host_auth_method {
+        Some(method) => method.clone(),
+        None => password_encryption(first, binaries, env).await?,
+    };
+    allow_hosts(&first.data_dir, &method)?;
+
+    let in_pgdata = first.data_dir.join(MARK_IN_PGDATA);
+    let more = !files.is_empty() || contract.database != "postgres";
+    if more {
+        write_durably(&in_pgdata, "the scripts of a first start run here and have not ended\n")
+            .map_err(file("write", &in_pgdata))?;
+    }
     fs::remove_file(&mark).map_err(file("remove", &mark))?;
-    Ok(true)
+    if more {
+        let server = TemporaryServer::start(first, contract, binaries, env).await?;
+        let done = run_scripts(&mut scripts, contract, &files).await;
+        server.stop().await?;
+        done?;
+        fs::remove_file(&in_pgdata).map_err(file("remove", &in_pgdata))?;
+    }
+    tracing::info!("first start: PostgreSQL init process complete; ready for start up");
+    Ok(())
+}
+
+async fn run_scripts(
+    scripts: &mut Scripts<'_>,
+    contract: &Contract,
+    files: &[PathBuf],
+) -> Result<(), BootstrapError> {
+    if !["postgres", "template0", "template1"].contains(&contract.database.as_str()) {
+        scripts.create_database().await?;
+    }
+    for path in files {
+        scripts.run(path).await?;
+    }
+    Ok(())
+}
+
+/// Runs initdb. With an error nothing is left, unless initdb could not tidy up.
+async fn initdb(
+    first: &FirstStart,
+    binaries: &Binaries,
+    env: &BTreeMap<String, String>,
+    args: Vec<String>,
+) -> Result<(), BootstrapError> {
+    let mut program = Program::new(binaries.program("initdb"));
+    program.args = args;
+    program.env.clone_from(env);
+    let invented = if first.os_user_has_entry { None } else { invent_user(first, &mut program)? };
+    let captured = capture(program, PATIENCE).await?;
+    for path in invented.into_iter().flatten() {
+        fs::remove_file(&path).map_err(file("remove", &path))?;
+    }
+    if captured.end.is_success() {
+        return Ok(());
+    }
+    // initdb removes what it made when it fails by itself.
+    if pgdata::content(&first.data_dir).is_ok_and(|content| content == Content::Empty) {
+        let mark = mark_in_state(&first.state_dir);
+        fs::remove_file(&mark).map_err(file("remove", &mark))?;
+    }
+    Err(BootstrapError::Initdb(captured.stderr.replace('\n', " ")))
 }
 
 fn initdb_arguments(first: &FirstStart, env: &BTreeMap<String, String>) -> Vec<String> {
@@ -120,6 +305,107 @@ fn initdb_arguments(first: &FirstStart, env: &BTreeMap<String, String>) -> Vec<S
         args.push("--locale=C.UTF-8".to_owned());
     }
     args
+}
+
+/// initdb refuses a user without an entry in the user database, so it is shown one by nss_wrapper,
+/// the library made for that. Answers the files that are to be removed afterwards.
+fn invent_user(
+    first: &FirstStart,
+    program: &mut Program,
+) -> Result<Option<[PathBuf; 2]>, BootstrapError> {
+    let libraries = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let directories = libraries.map(|entry| entry.path()).chain(["/usr/lib".into()]);
+    let library = directories.map(|dir| dir.join("libnss_wrapper.so")).find(|path| path.exists());
+    let Some(library) = library else {
+        tracing::warn!(
+            "user {} has no entry in the user database; initdb needs one",
+            first.os_user
+        );
+        return Ok(None);
+    };
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let lines = [
+        ("passwd", format!("postgres:x:{uid}:{gid}:PostgreSQL:/:/bin/false\n")),
+        ("group", format!("postgres:x:{gid}:\n")),
+    ];
+    let mut paths = lines.map(|(name, text)| (first.state_dir.join(name), name, text));
+    for (path, name, text) in &mut paths {
+        write_durably(path, text).map_err(file("write", path))?;
+        let variable = format!("NSS_WRAPPER_{}", name.to_ascii_uppercase());
+        program.env.insert(variable, path.display().to_string());
+    }
+    program.env.insert("LD_PRELOAD".to_owned(), library.display().to_string());
+    Ok(Some(paths.map(|(path, ..)| path)))
+}
+
+/// What a volume of the layout before 18 would be lost behind: a cluster in one of the places
+/// where it may have been, or something mounted at the old place.
+fn former_layout(data_dir: &Path) -> Option<PathBuf> {
+    let version = data_dir.parent()?;
+    let major: u16 = version.file_name()?.to_str()?.parse().ok()?;
+    if major < VERSIONED_LAYOUT || data_dir.file_name()? != "docker" {
+        return None;
+    }
+    let root = version.parent()?;
+    let mut places = vec![root.to_owned(), root.join("data")];
+    let others = fs::read_dir(root).into_iter().flatten().flatten();
+    places.extend(others.map(|entry| entry.path().join("docker")));
+    let old = root.join("data");
+    let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
+    let is_mounted = || device(&old).is_some_and(|of_old| device(root) != Some(of_old));
+    let cluster = places.into_iter().find(|place| place.join("PG_VERSION").exists());
+    cluster.or_else(|| is_mounted().then(|| old.clone()))
+}
+
+/// A container is reached through its network, so the server listens there.
+fn listen_everywhere(data_dir: &Path) -> Result<(), BootstrapError> {
+    let path = data_dir.join("postgresql.conf");
+    let text = fs::read_to_string(&path).map_err(file("read", &path))?;
+    let text: Vec<String> = text
+        .lines()
+        .map(|line| {
+            // Only the default that initdb writes: not what somebody set with `--set`.
+            let (setting, comment) = line.split_once('\t').unwrap_or((line, ""));
+            if setting == "#listen_addresses = 'localhost'" {
+                format!("listen_addresses = '*'\t{comment}")
+            } else {
+                line.to_owned()
+            }
+        })
+        .collect();
+    write_durably(&path, &(text.join("\n") + "\n")).map_err(file("write", &path))
+}
+
+/// The server's `password_encryption`, which is the method for connections over TCP.
+async fn password_encryption(
+    first: &FirstStart,
+    binaries: &Binaries,
+    env: &BTreeMap<String, String>,
+) -> Result<String, BootstrapError> {
+    let mut program = Program::new(binaries.program("postgres"));
+    let data_dir = first.data_dir.display().to_string();
+    program.args = ["-D", &data_dir, "-C", "password_encryption"].map(str::to_owned).to_vec();
+    program.args.extend(first.server_args.iter().cloned());
+    program.env.clone_from(env);
+    let captured = capture(program, PATIENCE).await?;
+    if !captured.end.is_success() {
+        let said = captured.stderr.replace('\n', " ");
+        return Err(BootstrapError::Server(format!("has settings that are wrong: {said}")));
+    }
+    Ok(String::from_utf8_lossy(&captured.stdout).trim().to_owned())
+}
+
+/// The rule for everybody who connects over TCP from outside.
+fn allow_hosts(data_dir: &Path, method: &str) -> Result<(), BootstrapError> {
+    let hba = data_dir.join("pg_hba.conf");
+    let mut text = fs::read_to_string(&hba).map_err(file("read", &hba))?;
+    text.push('\n');
+    if method == "trust" {
+        text.push_str("# POSTGRES_HOST_AUTH_METHOD=trust: everybody may connect as everybody,\n");
+        text.push_str("# without a password.\n");
+    }
+    text.push_str(&format!("host all all all {method}\n"));
+    write_durably(&hba, &text).map_err(file("write", &hba))
 }
 
 /// Lets the operating-system user that runs the server, and root, be the superuser over the local
@@ -166,4 +452,44 @@ fn quoted(name: &str) -> String {
 fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BootstrapError {
     let path = path.to_owned();
     move |source| BootstrapError::File { operation, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clusters_of_the_former_layout_are_found() {
+        let root = tempfile::tempdir().unwrap();
+        let data_dir = root.path().join("18/docker");
+        assert_eq!(former_layout(&data_dir), None);
+        assert_eq!(former_layout(&root.path().join("data")), None);
+        for place in ["data", "17/docker", ""] {
+            let place = root.path().join(place);
+            fs::create_dir_all(&place).unwrap();
+            fs::write(place.join("PG_VERSION"), "17\n").unwrap();
+            assert_eq!(former_layout(&data_dir).as_ref(), Some(&place));
+            fs::remove_file(place.join("PG_VERSION")).unwrap();
+        }
+        assert_eq!(former_layout(&data_dir), None);
+        fs::write(root.path().join("PG_VERSION"), "17\n").unwrap();
+        assert_eq!(former_layout(&root.path().join("17/docker")), None);
+    }
+
+    #[test]
+    fn only_the_default_of_listen_addresses_is_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("postgresql.conf");
+        let comment = "\t\t# what IP address(es) to listen on;\n";
+        for (before, after) in [
+            ("#listen_addresses = 'localhost'", "listen_addresses = '*'"),
+            ("listen_addresses = 'localhost'", "listen_addresses = 'localhost'"),
+            ("listen_addresses = '*'", "listen_addresses = '*'"),
+        ] {
+            fs::write(&path, format!("a = 1\n{before}{comment}#port = 5432\n")).unwrap();
+            listen_everywhere(dir.path()).unwrap();
+            let text = fs::read_to_string(&path).unwrap();
+            assert_eq!(text, format!("a = 1\n{after}{comment}#port = 5432\n"));
+        }
+    }
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
@@ -27,7 +28,21 @@ pub struct Address {
     pub port: u16,
     /// The database superuser.
     pub user: String,
+    /// Its password, for a server that asks for one on the socket, too.
+    pub password: Option<Password>,
 }
+
+/// A password that is never shown.
+#[derive(Debug, Clone)]
+pub struct Password(pub SecretString);
+
+impl PartialEq for Password {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.expose_secret() == other.0.expose_secret()
+    }
+}
+
+impl Eq for Password {}
 
 /// An open connection.
 #[derive(Debug)]
@@ -161,6 +176,9 @@ impl Connection {
             .user(&address.user)
             .dbname("postgres")
             .application_name("headrest");
+        if let Some(password) = &address.password {
+            config.password(password.0.expose_secret());
+        }
         let connecting = timeout(PATIENCE, config.connect(NoTls)).await;
         let (client, driver) = connecting
             .map_err(|_| QueryError::TimedOut { patience: PATIENCE })?

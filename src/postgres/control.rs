@@ -103,6 +103,11 @@ impl ControlData {
         })
     }
 
+    /// Whether the last server ended in order.
+    pub fn is_shut_down(&self) -> bool {
+        matches!(self.state.as_str(), "shut down" | "shut down in recovery")
+    }
+
     /// The part that decides about a restore.
     pub fn facts(&self) -> ControlFacts {
         ControlFacts {

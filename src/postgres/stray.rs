@@ -26,10 +26,27 @@ pub fn is_fenced(data_dir: &Path) -> bool {
     file.and_then(|file| file.socket_dir).is_some_and(|directory| directory.ends_with("fence"))
 }
 
+/// Tells processes whose postmaster is gone to go at once, as it would have told them. One that
+/// was stopped is woken, and gets the signal before it does anything else.
+pub fn tell_orphans(orphans: &[Pid]) {
+    if orphans.is_empty() {
+        return;
+    }
+    tracing::warn!(?orphans, "telling processes of a PostgreSQL that has ended to leave PGDATA");
+    for pid in orphans {
+        signal_process(*pid, Signal::QUIT);
+        signal_process(*pid, Signal::CONT);
+    }
+}
+
 /// Ends every server process in PGDATA. Answers whether nobody is left.
 pub async fn end(data_dir: &Path, postmaster: Pid) -> bool {
     for (signal, seconds) in LADDER {
-        signal_process(postmaster, signal);
+        if matches!(pgdata::occupant(data_dir), Ok(Occupant::Orphans(_))) {
+            tell_orphans(&pgdata::servers_in(data_dir));
+        } else {
+            signal_process(postmaster, signal);
+        }
         for _ in 0..seconds * 20 {
             if pgdata::servers_in(data_dir).is_empty() {
                 return true;

@@ -7,6 +7,8 @@
 
 mod actor;
 mod launch;
+mod leaving;
+mod prepare;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,7 +20,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::bootstrap::FirstStart;
-use super::client::{Address, ArchiverFacts};
+use super::client::{Address, ArchiverFacts, Password};
 use super::install::Binaries;
 use super::state::ServerState;
 use super::tail::Ring;
@@ -26,6 +28,17 @@ pub use launch::fence_dir;
 
 use crate::config::PostgresConfig;
 use crate::domain::JobId;
+
+/// Whether the server's WAL is archived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Archiving {
+    /// By pgBackRest, as its command line says.
+    Ours,
+    /// It must not be: the server is a copy of one that archives to the same place.
+    Off,
+    /// That is somebody else's business.
+    NotOurs,
+}
 
 /// What the supervisor needs to know.
 #[derive(Debug, Clone)]
@@ -36,8 +49,12 @@ pub struct Settings {
     pub binaries: Binaries,
     /// The environment of the server, and so of its `archive_command`.
     pub env: BTreeMap<String, String>,
+    /// Whether it archives.
+    pub archiving: Archiving,
     /// `archive_command` for the command line.
     pub archive_command: String,
+    /// The superuser's password, when a container was told it.
+    pub password: Option<Password>,
     /// Headrest's own directory.
     pub state_dir: PathBuf,
     /// What a first start makes.
@@ -93,6 +110,8 @@ pub struct Status {
     pub initializing: bool,
     /// Whether this Headrest made the cluster.
     pub first_start: bool,
+    /// Why the cluster could not be made.
+    pub first_start_failed: Option<String>,
 }
 
 /// Who gives a command.
@@ -250,6 +269,7 @@ impl Status {
             archiver: None,
             initializing: false,
             first_start: false,
+            first_start_failed: None,
         }
     }
 

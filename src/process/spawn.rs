@@ -5,6 +5,7 @@
 //! unnoticed: `kill_on_drop` is the backstop, [`super::stop`] is the plan.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -30,6 +31,8 @@ pub struct Program {
     pub env: BTreeMap<String, String>,
     /// Its working directory; `/` when not given.
     pub directory: Option<PathBuf>,
+    /// Its standard input; none when not given.
+    pub input: Option<OwnedFd>,
     /// Where its standard output and standard error go.
     pub output: Output,
     /// An open file that the child and its own children keep open as long as any of them lives.
@@ -46,6 +49,10 @@ pub enum Output {
     Piped,
     /// Both to this file.
     File(File),
+    /// Where ours go.
+    Ours,
+    /// Standard output to this descriptor, standard error where ours goes.
+    Into(OwnedFd),
 }
 
 /// Why a process could not be started.
@@ -86,6 +93,7 @@ impl Program {
             args: Vec::new(),
             env: BTreeMap::new(),
             directory: None,
+            input: None,
             output: Output::Piped,
             inherit: None,
             kill_on_drop: true,
@@ -102,7 +110,7 @@ impl Program {
             .env_clear()
             .envs(&self.env)
             .current_dir(self.directory.as_deref().unwrap_or(std::path::Path::new("/")))
-            .stdin(Stdio::null())
+            .stdin(self.input.map_or_else(Stdio::null, Stdio::from))
             .process_group(0)
             .kill_on_drop(self.kill_on_drop);
         match self.output {
@@ -112,6 +120,12 @@ impl Program {
             Output::File(file) => {
                 let copy = file.try_clone().map_err(failed)?;
                 command.stdout(Stdio::from(file)).stderr(Stdio::from(copy));
+            }
+            Output::Ours => {
+                command.stdout(Stdio::inherit()).stderr(Stdio::inherit());
+            }
+            Output::Into(descriptor) => {
+                command.stdout(Stdio::from(descriptor)).stderr(Stdio::inherit());
             }
         }
         if let Some(parent_fd) = self.inherit {
@@ -127,6 +141,19 @@ impl Program {
             .ok_or_else(|| failed(std::io::Error::other("the new process has no id")))?;
         Ok(Child { pid, stdout: inner.stdout.take(), stderr: inner.stderr.take(), inner })
     }
+}
+
+/// Becomes another program, with our environment plus `env`. Answers only when that fails.
+pub fn become_program(
+    path: impl AsRef<OsStr>,
+    args: &[OsString],
+    env: impl IntoIterator<Item = (String, String)>,
+) -> SpawnError {
+    use std::os::unix::process::CommandExt as _;
+    #[expect(clippy::disallowed_methods, reason = "this is the one module that spawns")]
+    let mut command = std::process::Command::new(&path);
+    let source = command.args(args).envs(env).exec();
+    SpawnError { program: path.as_ref().into(), source }
 }
 
 impl Child {

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::jobs::JobView;
 use super::plans::{TargetRequest, accept, on_reached};
-use super::restores::{confirmed, find_restore, plan, refuse_failed, spec_of, undo_timeline};
+use super::restores::{confirmed, find_restore, plan, refuse_failed, undo_timeline};
 use super::trigger_of;
 use crate::domain::job::{Job, JobSpec, OnConflict, RestoreSpec};
 use crate::domain::plan::Wish;
@@ -239,8 +239,7 @@ pub(in crate::http) async fn undo(
         accept,
     };
     let plan = plan(&state, &spec.stanza, plan_request, OnConflict::Cancel).await?;
-    let spec =
-        RestoreSpec { backup_after: request.backup_after, undoes: Some(id), ..spec_of(&plan) };
+    let spec = RestoreSpec { backup_after: request.backup_after, undoes: Some(id), ..plan.spec() };
     let submission = Submission {
         spec: JobSpec::Restore(spec),
         trigger: trigger_of(&caller),

@@ -125,7 +125,7 @@ pub(in crate::http) async fn create(
         (None, Some(request)) => plan(&state, &stanza, request, on_conflict).await?,
         (None, None) => return Err(Problem::field("target", "is missing")),
     };
-    let spec = RestoreSpec { backup_after: request.backup_after, ..spec_of(&plan) };
+    let spec = RestoreSpec { backup_after: request.backup_after, ..plan.spec() };
     refuse_failed(&plan)?;
     let submission = Submission {
         spec: JobSpec::Restore(spec),
@@ -159,17 +159,6 @@ fn lane_for_restore(state: &AppState, stanza: &StanzaName, on_conflict: OnConfli
             Err(Denied::LaneBusy { stanza: stanza.clone(), job, kind }.into())
         }
         Some(_) | None => Ok(()),
-    }
-}
-
-/// The job that carries a plan out.
-pub(in crate::http) fn spec_of(plan: &Plan) -> RestoreSpec {
-    RestoreSpec {
-        pinned: Some(Box::new(plan.pinned())),
-        on_reached: plan.request.on_reached,
-        databases: plan.request.databases.clone(),
-        accept: plan.request.accept.clone(),
-        ..RestoreSpec::new(plan.stanza.clone(), plan.request.wish.target.clone())
     }
 }
 

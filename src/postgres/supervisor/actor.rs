@@ -8,13 +8,17 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::launch::{self, Postmaster};
+use super::leaving::{self, Leaving};
+use super::prepare::{Obstacle, Prepared, prepare};
 use super::{Actor, Command, FencedStart, Order, Refusal, Settings, Status};
 use crate::clock;
 use crate::domain::restart::{RestartPolicy, Verdict};
 use crate::postgres::bootstrap::{self, BootstrapError};
 use crate::postgres::client::{Address, Connection};
-use crate::postgres::pgdata::{self, Content, Occupant, PidFile, PostmasterStatus};
+use crate::postgres::control::ControlData;
+use crate::postgres::pgdata::{self, Occupant, PidFile, PostmasterStatus};
 use crate::postgres::state::{ServerEvent, ServerState};
+use crate::postgres::stray;
 use crate::postgres::tail::Ring;
 use crate::process::End;
 use crate::pulse::Pulse;
@@ -27,10 +31,10 @@ const LOOK_RECOVERING: Duration = Duration::from_millis(250);
 const LOOK_SERVING: Duration = Duration::from_secs(5);
 /// How often the loop shows that it lives.
 const BEAT: Duration = Duration::from_secs(2);
-/// How long the processes of an ended postmaster may take to leave PGDATA.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 /// When a start that was in somebody's way is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// How often a server that is down is looked for, or room for its WAL.
+const LOOK_DOWN: Duration = Duration::from_secs(1);
 /// How long an immediate stop may take before the postmaster is killed.
 const IMMEDIATE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -42,19 +46,13 @@ enum Rung {
     Kill,
 }
 
-/// What a start finds.
-enum Prepared {
-    Start,
-    Adopt(Postmaster),
-    Initdb,
-}
-
-/// What is in the way of a start.
-enum Obstacle {
-    /// It goes away by itself.
-    Passing(String),
-    /// Somebody must act.
-    Lasting(String),
+/// What brings back a server that is down, other than an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    /// Somebody stopped it without us (`pg_ctl stop`), and may start it again (`pg_ctl restart`).
+    Return,
+    /// This many bytes for its WAL.
+    Room(u64),
 }
 
 pub(super) struct Supervisor {
@@ -63,6 +61,8 @@ pub(super) struct Supervisor {
     lines: Ring,
     pulse: Pulse,
     postmaster: Option<Postmaster>,
+    /// The postmaster has ended, and its processes are ending.
+    leaving: Option<Leaving>,
     connection: Option<Connection>,
     lost: (mpsc::Sender<u64>, mpsc::Receiver<u64>),
     connections_made: u64,
@@ -77,6 +77,10 @@ pub(super) struct Supervisor {
     /// start. One that was emptied under a running server is a disaster.
     may_initdb: bool,
     restart_at: Option<Instant>,
+    /// Why it is down, when that may pass without an order.
+    awaited: Option<Awaited>,
+    /// Since when processes of an ended postmaster are in the way of a start.
+    orphans_since: Option<Instant>,
     look_at: Instant,
     initdb: Option<JoinHandle<Result<bool, BootstrapError>>>,
 }
@@ -94,6 +98,7 @@ impl Supervisor {
             lines,
             pulse,
             postmaster: None,
+            leaving: None,
             connection: None,
             lost: mpsc::channel(4),
             connections_made: 0,
@@ -105,6 +110,8 @@ impl Supervisor {
             stop_after_initdb: false,
             may_initdb: false,
             restart_at: None,
+            awaited: None,
+            orphans_since: None,
             look_at: Instant::now(),
             initdb: None,
         }
@@ -126,7 +133,11 @@ impl Supervisor {
                     }
                     None => return,
                 },
-                end = ended(&mut self.postmaster) => self.on_exit(end).await,
+                end = ended(&mut self.postmaster) => self.on_exit(end),
+                () = at(self.leaving.as_ref().map(|leaving| leaving.look_at)) => {
+                    self.look_who_is_left().await;
+                }
+                () = at(self.awaited.map(|_| self.look_at)) => self.look_for_awaited().await,
                 made = made(&mut self.initdb) => self.on_initdb(made).await,
                 Some(number) = self.lost.1.recv() => {
                     if number == self.connections_made && self.connection.take().is_some() {
@@ -138,7 +149,9 @@ impl Supervisor {
                     self.start().await;
                 }
                 () = at(self.stopping.map(|(_, deadline)| deadline)) => self.escalate(),
-                () = sleep_until(self.look_at), if has_process => self.look().await,
+                () = sleep_until(self.look_at), if has_process && self.leaving.is_none() => {
+                    self.look().await;
+                }
                 () = sleep_until(beat) => {}
             }
         }
@@ -191,6 +204,7 @@ impl Supervisor {
             Order::RaiseFence => {
                 if let Actor::Restore(job) = by {
                     // A server that was to be restarted stays down: the restore decides now.
+                    self.awaited = None;
                     if self.restart_at.take().is_some() {
                         self.change(ServerEvent::StayDown, Some("a restore is at work".to_owned()));
                     }
@@ -220,7 +234,7 @@ impl Supervisor {
         self.may_initdb = fenced.is_none();
         self.fenced = fenced;
         self.policy.reset();
-        self.restart_at = None;
+        (self.restart_at, self.awaited, self.orphans_since) = (None, None, None);
         self.start().await;
         Ok(())
     }
@@ -237,13 +251,26 @@ impl Supervisor {
             // Cut short it would leave a PGDATA that nobody can use.
             self.stop_after_initdb = true;
         } else {
-            self.restart_at = None;
+            (self.restart_at, self.awaited) = (None, None);
             self.change(ServerEvent::StayDown, Some("stopped as asked".to_owned()));
         }
     }
 
     fn escalate(&mut self) {
+        if let Some(initdb) = self.initdb.take() {
+            // Nobody waits any longer. The marks say at the next start what this left.
+            tracing::warn!("the first start is cut short");
+            initdb.abort();
+            self.stop_after_initdb = false;
+            self.change(ServerEvent::StayDown, Some("cut short in its first start".to_owned()));
+            self.status.send_modify(|status| status.initializing = false);
+        }
         let Some((rung, _)) = self.stopping else { return };
+        if let Some(leaving) = &mut self.leaving {
+            leaving.hurry(&self.settings.config.data_dir);
+            self.stopping = Some((rung, Instant::now() + IMMEDIATE_PATIENCE));
+            return;
+        }
         let deadline = Instant::now() + IMMEDIATE_PATIENCE;
         self.stopping = Some(match rung {
             Rung::Fast => {
@@ -264,7 +291,8 @@ impl Supervisor {
 
     /// Looks at PGDATA and starts, adopts, or says why not.
     async fn start(&mut self) {
-        match self.prepare() {
+        let fenced = self.fenced.is_some();
+        match prepare(&self.settings, fenced, self.may_initdb) {
             Ok(Prepared::Start) => {
                 match launch::launch(&self.settings, self.fenced.as_ref()).await {
                     Ok(postmaster) => self.began(postmaster, false),
@@ -293,60 +321,23 @@ impl Supervisor {
                 self.change(ServerEvent::Delayed, Some(reason));
                 self.restart_at = Some(Instant::now() + TRY_AGAIN);
             }
+            Err(Obstacle::Orphans(pid)) => {
+                let pgdata = &self.settings.config.data_dir;
+                let reason = format!(
+                    "processes of an ended postmaster (pid {pid}) still work in {}",
+                    pgdata.display()
+                );
+                let now = Instant::now();
+                let since = *self.orphans_since.get_or_insert(now);
+                if now.duration_since(since) >= leaving::PATIENCE {
+                    stray::tell_orphans(&pgdata::servers_in(pgdata));
+                    self.orphans_since = Some(now);
+                }
+                tracing::warn!("PostgreSQL is not started yet: {reason}");
+                self.change(ServerEvent::Delayed, Some(reason));
+                self.restart_at = Some(now + TRY_AGAIN);
+            }
             Err(Obstacle::Lasting(reason)) => self.give_up(reason),
-        }
-    }
-
-    fn prepare(&self) -> Result<Prepared, Obstacle> {
-        let pgdata = &self.settings.config.data_dir;
-        let shown = pgdata.display();
-        let lasting = |text: String| Err(Obstacle::Lasting(text));
-        let unreadable =
-            |error| Obstacle::Lasting(format!("cannot look at PGDATA {shown}: {error}"));
-        match pgdata::content(pgdata).map_err(unreadable)? {
-            Content::Empty | Content::Foreign if self.may_initdb => {
-                return Ok(Prepared::Initdb);
-            }
-            Content::Empty | Content::Foreign => {
-                return lasting(format!(
-                    "PGDATA {shown} holds no cluster any more. To restore it: POST \
-                     /api/v1/stanzas/STANZA/restores. To begin with a new, empty cluster instead: \
-                     POST /api/v1/processes/postgres/start"
-                ));
-            }
-            Content::HalfRestored(mark) => {
-                return lasting(format!(
-                    "PGDATA {shown} is half restored ({mark}); PostgreSQL must not run on it. \
-                     Restore again: POST /api/v1/stanzas/STANZA/restores"
-                ));
-            }
-            Content::Cluster(_) if self.settings.state_dir.join("initdb-unfinished").exists() => {
-                return Ok(Prepared::Initdb);
-            }
-            Content::Cluster(_) => {}
-        }
-        match pgdata::occupant(pgdata).map_err(unreadable)? {
-            Occupant::Nobody => Ok(Prepared::Start),
-            Occupant::Postmaster(pid) if self.fenced.is_some() => {
-                lasting(format!("a server that is not fenced (pid {pid}) runs on {shown}"))
-            }
-            Occupant::Postmaster(pid) => {
-                Postmaster::adopt(pid).map(Prepared::Adopt).map_err(|error| {
-                    Obstacle::Passing(format!("cannot take over the running server {pid}: {error}"))
-                })
-            }
-            Occupant::Stale => {
-                tracing::warn!("removing a stale postmaster.pid: no server runs on PGDATA {shown}");
-                pgdata::remove_stale_pid_file(pgdata).map_err(unreadable)?;
-                Ok(Prepared::Start)
-            }
-            Occupant::Orphans(pid) => Err(Obstacle::Passing(format!(
-                "processes of an ended postmaster (pid {pid}) still work in {shown}"
-            ))),
-            Occupant::Unknown(pid) => lasting(format!(
-                "postmaster.pid in {shown} names process {pid}, which Headrest may not look at; \
-                 make sure that no server runs there, remove the file, and start again"
-            )),
         }
     }
 
@@ -355,6 +346,7 @@ impl Supervisor {
         self.postmaster = Some(postmaster);
         self.may_initdb = false;
         self.ready_since = None;
+        (self.awaited, self.orphans_since) = (None, None);
         self.look_at = Instant::now() + LOOK_STARTING;
         self.change(ServerEvent::Spawned, None);
         self.status.send_modify(|status| {
@@ -377,18 +369,34 @@ impl Supervisor {
                     self.start().await;
                 }
             }
-            Err(error) => self.give_up(crate::telemetry::chain(&error)),
+            Err(error) => {
+                let reason = crate::telemetry::chain(&error);
+                self.status.send_modify(|status| status.first_start_failed = Some(reason.clone()));
+                self.give_up(reason);
+            }
         }
     }
 
-    async fn on_exit(&mut self, end: End) {
+    /// The postmaster is gone. What comes next waits until its processes are.
+    fn on_exit(&mut self, end: End) {
         self.postmaster = None;
         self.connection = None;
-        let asked = self.stopping.take().is_some();
-        let left = launch::wait_empty(&self.settings.config.data_dir, LEAVE_PATIENCE).await;
-        if !left.is_empty() {
-            tracing::warn!(?left, "processes of the ended PostgreSQL are still in PGDATA");
+        self.went_silent();
+        self.leaving = Some(Leaving::after(end));
+    }
+
+    async fn look_who_is_left(&mut self) {
+        let Some(leaving) = &mut self.leaving else { return };
+        if leaving.is_over(&self.settings.config.data_dir) {
+            let end = leaving.end;
+            self.leaving = None;
+            self.on_gone(end).await;
         }
+    }
+
+    /// Nothing of the server is left.
+    async fn on_gone(&mut self, end: End) {
+        let asked = self.stopping.take().is_some();
         let ready_for = self.ready_since.take().map(|since| since.elapsed());
         self.status.send_modify(|status| {
             (status.pid, status.address, status.started_at) = (None, None, None);
@@ -414,6 +422,23 @@ impl Supervisor {
             self.change(ServerEvent::StayDown, Some(reason));
             return;
         }
+        if self.was_stopped_by_somebody(end, ready_for.is_some()).await {
+            let reason = "PostgreSQL was shut down in order, but not by Headrest (pg_ctl?), so it \
+                          stays down; start it: POST /api/v1/processes/postgres/start";
+            tracing::warn!("{reason}");
+            self.change(ServerEvent::StayDown, Some(reason.to_owned()));
+            self.await_something(Awaited::Return);
+            return;
+        }
+        if let Some(room) = self.room_that_is_missing(&reason, ready_for.is_some()).await {
+            self.give_up(format!(
+                "{reason}. The disk of pg_wal is full: PostgreSQL is started as soon as {} MiB \
+                 are free there. Never remove files from pg_wal by hand",
+                room >> 20
+            ));
+            self.await_something(Awaited::Room(room));
+            return;
+        }
         match self.policy.exited(clock::now(), ready_for, rand::random()) {
             Verdict::RestartAfter(delay) => {
                 let wait = jiff::SignedDuration::try_from(delay).unwrap_or_default();
@@ -430,9 +455,57 @@ impl Supervisor {
         }
     }
 
+    fn await_something(&mut self, what: Awaited) {
+        self.awaited = Some(what);
+        self.look_at = Instant::now() + LOOK_DOWN;
+    }
+
+    async fn look_for_awaited(&mut self) {
+        self.look_at = Instant::now() + LOOK_DOWN;
+        let data_dir = &self.settings.config.data_dir;
+        let came = match self.awaited {
+            Some(Awaited::Return) => {
+                PidFile::read(data_dir).ok().flatten().is_some()
+                    && matches!(pgdata::occupant(data_dir), Ok(Occupant::Postmaster(_)))
+            }
+            Some(Awaited::Room(bytes)) => {
+                pgdata::free_bytes(&data_dir.join("pg_wal")).is_ok_and(|free| free >= bytes)
+            }
+            None => false,
+        };
+        if came {
+            self.awaited = None;
+            self.start().await;
+        }
+    }
+
+    /// Whether the server was shut down as people do it: the control data say so, which only an
+    /// orderly shutdown writes. The exit code alone does not: it is 0 after `pg_ctl stop -m
+    /// immediate`, too. And a server that could not even start leaves the control data of before.
+    async fn was_stopped_by_somebody(&self, end: End, was_ready: bool) -> bool {
+        let in_order = end.is_success() || (end == End::Unseen && was_ready);
+        in_order && self.control().await.is_some_and(|control| control.is_shut_down())
+    }
+
+    /// Bytes that must be free where WAL is written, when a lack of them ended the server.
+    async fn room_that_is_missing(&self, reason: &str, was_ready: bool) -> Option<u64> {
+        if was_ready && !reason.contains("No space left on device") {
+            return None;
+        }
+        let segment = self.control().await.map_or(16 << 20, |control| control.segment_size.get());
+        let room = segment * 2;
+        let free = pgdata::free_bytes(&self.settings.config.data_dir.join("pg_wal")).ok()?;
+        (free < room).then_some(room)
+    }
+
+    async fn control(&self) -> Option<ControlData> {
+        let settings = &self.settings;
+        ControlData::read(&settings.binaries, &settings.env, &settings.config.data_dir).await.ok()
+    }
+
     fn give_up(&mut self, reason: String) {
         tracing::error!("PostgreSQL stays down: {reason}");
-        self.restart_at = None;
+        (self.restart_at, self.awaited) = (None, None);
         self.change(ServerEvent::GaveUp, Some(reason));
         self.status.send_modify(|status| status.next_start_at = None);
     }
@@ -483,7 +556,12 @@ impl Supervisor {
             return;
         }
         let Some((port, socket_dir)) = file.port.zip(file.socket_dir) else { return };
-        let address = Address { socket_dir, port, user: self.settings.config.superuser.clone() };
+        let address = Address {
+            socket_dir,
+            port,
+            user: self.settings.config.superuser.clone(),
+            password: self.settings.password.clone(),
+        };
         self.connections_made += 1;
         let (number, lost) = (self.connections_made, self.lost.0.clone());
         let notify = move || {
@@ -531,7 +609,14 @@ impl Supervisor {
         match state.transition(event) {
             Ok(next) => {
                 if next != state {
-                    tracing::info!(server.state = %next, "PostgreSQL is {next}");
+                    // What people, and programs, look for in the log of a database.
+                    let words = match next {
+                        ServerState::Ready => {
+                            ": the database system is ready to accept connections"
+                        }
+                        _ => "",
+                    };
+                    tracing::info!(server.state = %next, "PostgreSQL is {next}{words}");
                 }
                 self.status.send_if_modified(|status| {
                     let changed = status.state != next || status.reason != reason;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::unix::AsyncFd;
 
-use super::{FencedStart, Settings};
+use super::{Archiving, FencedStart, Settings};
 use crate::postgres::pgdata;
 use crate::postgres::tail::OutputFile;
 use crate::process::{self, Child, End, Output, Program, stop};
@@ -64,18 +64,6 @@ impl Postmaster {
     }
 }
 
-/// Waits until no server process works in PGDATA any more, at most so long. Answers who is left.
-pub(super) async fn wait_empty(data_dir: &Path, patience: Duration) -> Vec<Pid> {
-    let deadline = tokio::time::Instant::now() + patience;
-    loop {
-        let left = pgdata::servers_in(data_dir);
-        if left.is_empty() || tokio::time::Instant::now() >= deadline {
-            return left;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 /// Starts the server. The error is a sentence.
 pub(super) async fn launch(
     settings: &Settings,
@@ -84,9 +72,9 @@ pub(super) async fn launch(
     let mut program = Program::new(settings.binaries.program("postgres"));
     program.env.clone_from(&settings.env);
     program.kill_on_drop = false;
-    let archive_timeout = match fenced {
-        Some(_) => None,
-        None => default_archive_timeout(settings).await,
+    let archive_timeout = match (fenced, settings.archiving) {
+        (None, Archiving::Ours) => default_archive_timeout(settings).await,
+        _ => None,
     };
     program.args = arguments(settings, fenced, archive_timeout);
     if fenced.is_some() {
@@ -128,8 +116,14 @@ fn arguments(
     }
     args.extend(config.args.iter().cloned());
     // On the command line and not in PGDATA, so that no restore can take them away.
-    set(&mut args, "archive_mode", "on");
-    set(&mut args, "archive_command", &settings.archive_command);
+    match settings.archiving {
+        Archiving::Ours => {
+            set(&mut args, "archive_mode", "on");
+            set(&mut args, "archive_command", &settings.archive_command);
+        }
+        Archiving::Off => set(&mut args, "archive_mode", "off"),
+        Archiving::NotOurs => {}
+    }
     // The server's output is the file we follow; a collector would take it elsewhere.
     set(&mut args, "logging_collector", "off");
     set(&mut args, "log_destination", "stderr");

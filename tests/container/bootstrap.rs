@@ -1,0 +1,135 @@
+//! Containers whose data comes from the repository, and containers without backups.
+
+use serde_json::json;
+
+use crate::bases::{Base, TRIXIE, on_every_base};
+use crate::engine::{Container, Volume, docker};
+use crate::support::{PATIENCE, SOON, until};
+
+on_every_base!(
+    an_empty_volume_is_restored_and_the_copy_leaves_the_archive_alone,
+    backups_can_be_off
+);
+
+const BACKUPS: &str = "/api/v1/stanzas/main/backups";
+
+/// Ends the present segment and waits until it is archived.
+fn switch(container: &Container) {
+    let segment = container.sql("SELECT pg_walfile_name(pg_switch_wal())");
+    let archived = format!("SELECT last_archived_wal >= '{segment}' FROM pg_stat_archiver");
+    until("the segment is archived", SOON, || (container.sql(&archived) == "t").then_some(()));
+}
+
+fn rows(container: &Container) -> String {
+    container.sql("SELECT string_agg(x::text, ',' ORDER BY x) FROM t")
+}
+
+fn an_empty_volume_is_restored_and_the_copy_leaves_the_archive_alone(base: Base) {
+    let (backups, data, state) = (Volume::new(), Volume::new(), Volume::new());
+    let repository = backups.at("/var/lib/pgbackrest");
+    let options = ["-e", "POSTGRES_PASSWORD=x", "-v", &repository];
+    let original = Container::run(base, &options, &[]).ready();
+    original.first_backup();
+    original.sql("CREATE TABLE t AS SELECT 1 AS x");
+    original.sql("SELECT pg_create_restore_point('here')");
+    original.sql("INSERT INTO t VALUES (2)");
+    switch(&original);
+
+    // To a name, with nothing but the repository.
+    let options = ["-v", &repository, "-e", "HEADREST_BOOTSTRAP_FROM=name=here"];
+    let to_a_name = Container::run(base, &options, &[]).ready();
+    assert_eq!(rows(&to_a_name), "1");
+    drop(to_a_name);
+
+    // To the end; the same volumes are used again.
+    let volumes = [
+        "-v",
+        &repository,
+        "-v",
+        &data.at("/var/lib/postgresql"),
+        "-v",
+        &state.at("/var/lib/headrest"),
+    ];
+    let bootstrap = [&volumes[..], &["-e", "HEADREST_BOOTSTRAP_FROM=latest"]].concat();
+    let copy = Container::run(base, &bootstrap, &[]).ready();
+    assert_eq!(rows(&copy), "1,2");
+    assert_eq!(copy.sql("SHOW archive_mode"), "off");
+    assert_eq!(copy.sql("SELECT pg_is_in_recovery()"), "f");
+    assert_ne!(copy.sql("SELECT timeline_id FROM pg_control_checkpoint()"), "1");
+    copy.sql("INSERT INTO t VALUES (100)");
+    let refused = copy.http().post(BACKUPS, &json!({ "type": "full" }));
+    assert_eq!(refused.problem(409), "backups-off");
+    let restore = json!({ "target": { "type": "latest" }, "confirm": "main" });
+    let refused = copy.http().post("/api/v1/stanzas/main/restores", &restore);
+    assert_eq!(refused.problem(409), "backups-off");
+
+    // Told again, and not told any more: the data that is there is never touched, and it stays a copy.
+    for options in [&bootstrap[..], &volumes] {
+        docker(&["rm", "-f", &copy.name]).good();
+        let again = Container::run(base, options, &[]).ready();
+        assert_eq!(rows(&again), "1,2,100");
+        assert_eq!(again.sql("SHOW archive_mode"), "off");
+        again.sql("SELECT pg_switch_wal()");
+        again.stop();
+    }
+    // The original never noticed.
+    original.sql("INSERT INTO t VALUES (3)");
+    switch(&original);
+    let histories = "find /var/lib/pgbackrest/archive -name '*.history*' | wc -l";
+    assert_eq!(original.shell(histories), "0", "the copy has put its timeline into the archive");
+    original.job(BACKUPS, &json!({ "type": "incr" }));
+    original.stop();
+
+    // Until it is told that it is the original now.
+    let options = [&volumes[..], &["-e", "HEADREST_BOOTSTRAP_ARCHIVE=on"]].concat();
+    let heir = Container::run(base, &options, &[]).ready();
+    assert_eq!(heir.sql("SHOW archive_mode"), "on");
+    heir.sql("INSERT INTO t VALUES (101)");
+    heir.job(BACKUPS, &json!({ "type": "full" }));
+    assert_eq!(rows(&heir), "1,2,100,101");
+}
+
+/// A repository that holds nothing yet is waited for; an empty cluster in its place would be worse
+/// than none.
+#[test]
+fn a_backup_is_waited_for() {
+    let backups = Volume::new();
+    let repository = backups.at("/var/lib/pgbackrest");
+    let options = ["-v", &repository, "-e", "HEADREST_BOOTSTRAP_FROM=latest"];
+    let copy = Container::run(TRIXIE, &options, &[]);
+    until("it says what it waits for", SOON, || {
+        let processes = copy.http().get("/api/v1/processes/postgres").expect(200).json();
+        let reason = processes["reason"].as_str().unwrap_or_default().to_owned();
+        (reason.contains("cannot be restored") && reason.contains("trying again")).then_some(())
+    });
+    assert_eq!(copy.exec(&["ls", "-A", TRIXIE.pgdata]).out, "");
+    let options = ["-v", &repository, "-e", "POSTGRES_PASSWORD=x"];
+    let original = Container::run(TRIXIE, &options, &[]).ready();
+    original.sql("CREATE TABLE t AS SELECT 1 AS x");
+    original.first_backup();
+    until("it is restored", PATIENCE, || {
+        (copy.exec(&["headrest", "healthcheck"]).code == Some(0)).then_some(())
+    });
+    assert_eq!(rows(&copy), "1");
+}
+
+fn backups_can_be_off(base: Base) {
+    let options = ["-e", "POSTGRES_PASSWORD=x", "-e", "HEADREST_BACKUPS=off"];
+    let container = Container::run(base, &options, &[]).ready();
+    assert_eq!(container.sql("SHOW archive_mode"), "off");
+    let refused = container.http().post(BACKUPS, &json!({ "type": "full" }));
+    assert_eq!(refused.problem(409), "backups-off");
+    let jobs = container.http().get("/api/v1/jobs").expect(200).json();
+    assert_eq!(jobs["items"], json!([]), "{jobs:#}");
+    drop(container);
+    // What others have configured is theirs.
+    let command = ["-c", "archive_mode=on", "-c", "archive_command=true"];
+    let container = Container::run(base, &options, &command).ready();
+    assert_eq!(container.sql("SHOW archive_mode"), "on");
+    assert_eq!(container.sql("SHOW archive_command"), "true");
+    // A target that makes no sense is said at once.
+    let options = ["-e", "HEADREST_BOOTSTRAP_FROM=yesterday"];
+    let said = crate::engine::run_once(base, &options, &[]);
+    assert_eq!(said.code, Some(64), "{said:?}");
+    assert!(said.bad().contains("bootstrap_from"));
+}
