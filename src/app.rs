@@ -128,6 +128,7 @@ async fn serve(
                 environment.get("PATH").unwrap_or_default(),
                 pgdata::major_version(&postgres.data_dir),
             )?,
+            password: config.contract.as_ref().and_then(password),
             env: server_env,
             defaults,
             user_options: side.options,
@@ -151,7 +152,7 @@ async fn serve(
                 binaries: server.binaries.clone(),
                 env,
                 archiving: server.archiving,
-                password: config.contract.as_ref().and_then(password),
+                password: server.password.clone(),
                 archive_command: archive_command(&tool.binary.display().to_string(), &stanza),
                 state_dir: config.state_dir.clone(),
                 first_start: FirstStart {

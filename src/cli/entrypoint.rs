@@ -3,8 +3,9 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+
+use crate::process::inspect::is_mount_point;
 
 /// Arguments with which `postgres` answers and ends, or works without a postmaster (PostgreSQL
 /// manual, "postgres"). No cluster is made for them.
@@ -55,12 +56,8 @@ pub(super) fn pgdata_instead(told: Option<&str>, root: &Path, programs: &Path) -
     if major < 18 {
         return None;
     }
-    let device =
-        |path: &Path| fs::symlink_metadata(path).ok().filter(|m| m.is_dir()).map(|m| m.dev());
-    let taken = device(&former).is_some_and(|device_of_former| {
-        former.join("PG_VERSION").exists()
-            || former.parent().and_then(device).is_some_and(|above| above != device_of_former)
-    });
+    let is_link = former.symlink_metadata().is_ok_and(|meta| meta.is_symlink());
+    let taken = !is_link && (former.join("PG_VERSION").exists() || is_mount_point(&former));
     let versioned = root.join(format!("postgresql/{major}/docker"));
     (!taken).then(|| versioned.display().to_string())
 }

@@ -7,6 +7,9 @@ use axum::response::{IntoResponse, Response};
 use super::state::AppState;
 use crate::postgres::state::ServerState;
 
+/// The paths, which are asked every few seconds.
+pub(super) const PATHS: [&str; 3] = ["/livez", "/readyz", "/startupz"];
+
 /// Whether the service itself lives. 503 only when one of its own loops is stuck.
 #[utoipa::path(get, path = "/livez", tag = "probes", security(()), responses(
     (status = 200, description = "alive", body = String, content_type = "text/plain", example = "ok"),
@@ -36,7 +39,7 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Response {
     word(status.takes_writes(), status.state.as_str())
 }
 
-/// Whether PostgreSQL serves or is on its way to it; a restore counts as that.
+/// Whether PostgreSQL serves or is on its way to it; a restore, or a first start, counts as that.
 #[utoipa::path(get, path = "/startupz", tag = "probes", security(()), responses(
     (status = 200, description = "started, or starting", body = String, content_type = "text/plain", example = "ready"),
     (status = 503, description = "down or failed", body = String, content_type = "text/plain", example = "failed"),
@@ -48,6 +51,9 @@ pub(super) async fn startupz(State(state): State<AppState>) -> Response {
     let status = state.postgres.status();
     if status.fenced_by.is_some() {
         return word(true, "restoring");
+    }
+    if status.initializing {
+        return word(true, "initializing");
     }
     let on_its_way = match status.state {
         ServerState::Starting | ServerState::Recovering | ServerState::Ready => true,

@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::catalog::{FRESH_ENOUGH, Freshness};
 use super::context::Context;
-use super::plans::{PlanRequest, Planner};
+use super::plans::{Plan, PlanError, PlanRequest, Planner};
 use super::queue::JobsHandle;
 use super::submission::Submission;
+use crate::domain::StanzaName;
 use crate::domain::job::{JobSpec, JobState, OnConflict, RestoreSpec, Trigger};
+use crate::domain::plan::Unreachable;
 use crate::domain::recovery::RecoveryTarget;
 use crate::postgres::supervisor::{Actor, Archiving, Order};
 use crate::telemetry;
@@ -48,12 +51,7 @@ async fn restore(
 ) -> Result<(), String> {
     let Some(server) = &context.server else { return Ok(()) };
     let stanza = &server.stanza;
-    let planner = Planner::new(context.clone());
-    let request = PlanRequest::to(target.clone());
-    let plan = planner
-        .plan(stanza, request, jobs.lane(stanza))
-        .await
-        .map_err(|error| telemetry::chain(&error))?;
+    let plan = plan(context, jobs, stanza, target).await?;
     let refusing: Vec<_> = plan.refusing().iter().map(|check| check.detail.clone()).collect();
     if !refusing.is_empty() {
         return Err(refusing.join("; "));
@@ -76,6 +74,30 @@ async fn restore(
         }
     }
     Ok(())
+}
+
+/// A Headrest that has only just come here knows of no names and transactions where in the WAL
+/// they are. Every backup that ended before will do, so the first one does if any does.
+async fn plan(
+    context: &Context,
+    jobs: &JobsHandle,
+    stanza: &StanzaName,
+    target: &RecoveryTarget,
+) -> Result<Plan, String> {
+    let planner = Planner::new(context.clone());
+    let mut request = PlanRequest::to(target.clone());
+    let planned = planner.plan(stanza, request.clone(), jobs.lane(stanza)).await;
+    let planned = match planned {
+        Err(PlanError::Refused(Unreachable::UnknownPlace(_))) => {
+            let seen = context.catalog.observe(stanza, Freshness::Within(FRESH_ENOUGH)).await;
+            let seen = seen.map_err(|error| telemetry::chain(&error))?;
+            let first = seen.stanza.backups.iter().min_by_key(|backup| backup.stopped_at);
+            request.wish.set = first.map(|backup| backup.label.clone());
+            planner.plan(stanza, request, jobs.lane(stanza)).await
+        }
+        planned => planned,
+    };
+    planned.map_err(|error| telemetry::chain(&error))
 }
 
 async fn hold(context: &Context, reason: String) {

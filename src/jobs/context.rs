@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use secrecy::ExposeSecret as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +15,7 @@ use crate::domain::StanzaName;
 use crate::pgbackrest::conf::{self, Defaults, UserOptions};
 use crate::pgbackrest::runner::Tool;
 use crate::pgbackrest::version::Version;
+use crate::postgres::client::Password;
 use crate::postgres::install::Binaries;
 use crate::postgres::supervisor::{Archiving, PostgresHandle};
 use crate::store::Store;
@@ -29,6 +31,8 @@ pub struct ServerSide {
     pub archiving: Archiving,
     /// PostgreSQL's programs.
     pub binaries: Binaries,
+    /// The superuser's password, when a container was told it.
+    pub password: Option<Password>,
     /// The environment of PostgreSQL's programs.
     pub env: BTreeMap<String, String>,
     /// What pgBackRest is told about the server, as it is configured.
@@ -110,6 +114,11 @@ impl Context {
             defaults.pg_port = Some(address.port);
             defaults.pg_socket_dir = Some(address.socket_dir.display().to_string());
         }
-        conf::environment(&defaults, &server.user_options)
+        let mut env = conf::environment(&defaults, &server.user_options);
+        if let Some(password) = &server.password {
+            // libpq's: pgBackRest has no option for it.
+            env.insert("PGPASSWORD".to_owned(), password.0.expose_secret().to_owned());
+        }
+        env
     }
 }

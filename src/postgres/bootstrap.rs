@@ -13,7 +13,7 @@ mod temporary;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use self::temporary::TemporaryServer;
 use super::install::Binaries;
 use super::pgdata::{self, Content};
 use crate::config::Contract;
+use crate::process::inspect::is_mount_point;
 use crate::process::{CaptureError, End, Program, capture};
 
 const PATIENCE: Duration = Duration::from_mins(10);
@@ -106,6 +107,14 @@ pub enum BootstrapError {
     /// The database could not be made.
     #[error("psql, which was to make the database {name:?}, {end}")]
     Database {
+        /// Its name.
+        name: String,
+        /// How psql ended.
+        end: End,
+    },
+    /// The superuser could not be given its name.
+    #[error("psql, which was to name the superuser {name:?}, {end}")]
+    Rename {
         /// Its name.
         name: String,
         /// How psql ended.
@@ -206,9 +215,12 @@ async fn make_as_agreed(
     }
     let mark = begin(first)?;
     let password = first.state_dir.join("initdb-password");
+    // initdb writes the name into SQL as it is, so one with a quote in it is given afterwards.
+    let rename = contract.user.contains('"');
+    let user = if rename { "postgres" } else { &contract.user };
     let mut args = vec![
         format!("--pgdata={}", first.data_dir.display()),
-        format!("--username={}", contract.user),
+        format!("--username={user}"),
         // The default since 18. pgBackRest looks at them in every backup.
         "--data-checksums".to_owned(),
     ];
@@ -234,7 +246,7 @@ async fn make_as_agreed(
     allow_hosts(&first.data_dir, &method)?;
 
     let in_pgdata = first.data_dir.join(MARK_IN_PGDATA);
-    let more = !files.is_empty() || contract.database != "postgres";
+    let more = !files.is_empty() || contract.database != "postgres" || rename;
     if more {
         write_durably(&in_pgdata, "the scripts of a first start run here and have not ended\n")
             .map_err(file("write", &in_pgdata))?;
@@ -242,7 +254,7 @@ async fn make_as_agreed(
     fs::remove_file(&mark).map_err(file("remove", &mark))?;
     if more {
         let server = TemporaryServer::start(first, contract, binaries, env).await?;
-        let done = run_scripts(&mut scripts, contract, &files).await;
+        let done = run_scripts(&mut scripts, contract, &files, rename).await;
         server.stop().await?;
         done?;
         fs::remove_file(&in_pgdata).map_err(file("remove", &in_pgdata))?;
@@ -255,7 +267,11 @@ async fn run_scripts(
     scripts: &mut Scripts<'_>,
     contract: &Contract,
     files: &[PathBuf],
+    rename: bool,
 ) -> Result<(), BootstrapError> {
+    if rename {
+        scripts.rename_superuser().await?;
+    }
     if !["postgres", "template0", "template1"].contains(&contract.database.as_str()) {
         scripts.create_database().await?;
     }
@@ -351,10 +367,8 @@ fn former_layout(data_dir: &Path) -> Option<PathBuf> {
     let others = fs::read_dir(root).into_iter().flatten().flatten();
     places.extend(others.map(|entry| entry.path().join("docker")));
     let old = root.join("data");
-    let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
-    let is_mounted = || device(&old).is_some_and(|of_old| device(root) != Some(of_old));
     let cluster = places.into_iter().find(|place| place.join("PG_VERSION").exists());
-    cluster.or_else(|| is_mounted().then(|| old.clone()))
+    cluster.or_else(|| is_mount_point(&old).then(|| old.clone()))
 }
 
 /// A container is reached through its network, so the server listens there.

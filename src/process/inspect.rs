@@ -93,6 +93,14 @@ pub fn holding_open(file: &Path) -> Vec<Pid> {
     all_pids().filter(|pid| *pid != me).filter(has_it).collect()
 }
 
+/// Whether something is mounted at a path. Its device says nothing: a volume may be a directory of
+/// the same file system (proc(5), `mountinfo`).
+pub fn is_mount_point(path: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let shown = path.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040");
+    mounts.lines().filter_map(|line| line.split(' ').nth(4)).any(|point| point == shown)
+}
+
 fn all_pids() -> impl Iterator<Item = Pid> {
     fs::read_dir("/proc")
         .into_iter()
@@ -138,6 +146,12 @@ mod tests {
         let stat = Stat::parse(line).unwrap();
         assert_eq!((stat.pid, stat.state, stat.group), (4242, 'S', 4242));
         assert_eq!(stat.start_ticks, 987_654);
+    }
+
+    #[test]
+    fn mount_points() {
+        assert!(is_mount_point(Path::new("/")) && is_mount_point(Path::new("/proc")));
+        assert!(!is_mount_point(Path::new("/proc/self")) && !is_mount_point(Path::new("/no such")));
     }
 
     #[test]

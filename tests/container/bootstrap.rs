@@ -13,13 +13,6 @@ on_every_base!(
 
 const BACKUPS: &str = "/api/v1/stanzas/main/backups";
 
-/// Ends the present segment and waits until it is archived.
-fn switch(container: &Container) {
-    let segment = container.sql("SELECT pg_walfile_name(pg_switch_wal())");
-    let archived = format!("SELECT last_archived_wal >= '{segment}' FROM pg_stat_archiver");
-    until("the segment is archived", SOON, || (container.sql(&archived) == "t").then_some(()));
-}
-
 fn rows(container: &Container) -> String {
     container.sql("SELECT string_agg(x::text, ',' ORDER BY x) FROM t")
 }
@@ -29,17 +22,21 @@ fn an_empty_volume_is_restored_and_the_copy_leaves_the_archive_alone(base: Base)
     let repository = backups.at("/var/lib/pgbackrest");
     let options = ["-e", "POSTGRES_PASSWORD=x", "-v", &repository];
     let original = Container::run(base, &options, &[]).ready();
-    original.first_backup();
+    original.wait_restorable();
     original.sql("CREATE TABLE t AS SELECT 1 AS x");
     original.sql("SELECT pg_create_restore_point('here')");
+    let now =
+        "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    let moment = original.sql(now);
     original.sql("INSERT INTO t VALUES (2)");
-    switch(&original);
+    original.switch();
 
-    // To a name, with nothing but the repository.
-    let options = ["-v", &repository, "-e", "HEADREST_BOOTSTRAP_FROM=name=here"];
-    let to_a_name = Container::run(base, &options, &[]).ready();
-    assert_eq!(rows(&to_a_name), "1");
-    drop(to_a_name);
+    // To a point between, with nothing but the repository.
+    for target in ["name=here", &moment] {
+        let from = format!("HEADREST_BOOTSTRAP_FROM={target}");
+        let to_a_point = Container::run(base, &["-v", &repository, "-e", &from], &[]).ready();
+        assert_eq!(rows(&to_a_point), "1");
+    }
 
     // To the end; the same volumes are used again.
     let volumes = [
@@ -74,7 +71,7 @@ fn an_empty_volume_is_restored_and_the_copy_leaves_the_archive_alone(base: Base)
     }
     // The original never noticed.
     original.sql("INSERT INTO t VALUES (3)");
-    switch(&original);
+    original.switch();
     let histories = "find /var/lib/pgbackrest/archive -name '*.history*' | wc -l";
     assert_eq!(original.shell(histories), "0", "the copy has put its timeline into the archive");
     original.job(BACKUPS, &json!({ "type": "incr" }));

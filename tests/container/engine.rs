@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::bases::Base;
 use crate::support::client::Http;
-use crate::support::jobs::is_final;
+use crate::support::instance::Instance;
 use crate::support::{PATIENCE, SOON, until, within};
 
 /// What a program said and how it ended.
@@ -232,14 +232,32 @@ impl Container {
     #[track_caller]
     pub(crate) fn first_backup(&self) -> Value {
         let http = self.http();
-        let job = until("the first backup has ended", PATIENCE, || {
+        until("the first backup has succeeded", PATIENCE, || {
             let jobs = http.get("/api/v1/jobs?limit=200").expect(200).json();
-            let first = |job: &&Value| job["trigger"] == "event:first-start" && is_final(job);
+            let first = |job: &&Value| {
+                assert_ne!(job["state"], "failed", "{job:#}");
+                job["trigger"] == "event:first-start" && job["state"] == "succeeded"
+            };
             let jobs = jobs["items"].as_array().unwrap();
             jobs.iter().filter(first).find(|job| job["kind"] == "backup").cloned()
-        });
-        assert_eq!(job["state"], "succeeded", "{job:#}");
-        job
+        })
+    }
+
+    /// Waits until every moment from now on can be restored to: a second after the first backup.
+    #[track_caller]
+    pub(crate) fn wait_restorable(&self) {
+        let from = Instance::first_moment(&self.first_backup());
+        let past = format!("SELECT clock_timestamp() > '{from}'");
+        until("the backup is some time ago", SOON, || (self.sql(&past) == "t").then_some(()));
+    }
+
+    /// Ends the present segment and waits until it is archived. Answers its name.
+    #[track_caller]
+    pub(crate) fn switch(&self) -> String {
+        let segment = self.sql("SELECT pg_walfile_name(pg_switch_wal())");
+        let archived = format!("SELECT last_archived_wal >= '{segment}' FROM pg_stat_archiver");
+        until("the segment is archived", SOON, || (self.sql(&archived) == "t").then_some(()));
+        segment
     }
 
     /// POST, wait for the job, which must succeed.

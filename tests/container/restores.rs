@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::bases::{Base, on_every_base};
 use crate::engine::Container;
 use crate::support::jobs::is_final;
-use crate::support::{PATIENCE, SOON, until, within};
+use crate::support::{PATIENCE, until, within};
 
 on_every_base!(
     a_moment_and_back_again,
@@ -19,12 +19,7 @@ const RESTORES: &str = "/api/v1/stanzas/main/restores";
 /// A container with a backup, of which every moment from now on can be restored.
 fn running(base: Base) -> Container {
     let container = Container::plain(base).ready();
-    let backup = container.first_backup();
-    let stop = &backup["result"]["stopped_at"];
-    let stop = stop.as_str().unwrap_or_else(|| panic!("no stop in {backup:#}")).to_owned();
-    // Targets have a margin of a second to the end of the backup.
-    let past = format!("SELECT clock_timestamp() > '{stop}'::timestamptz + interval '2 s'");
-    until("the backup is some time ago", SOON, || (container.sql(&past) == "t").then_some(()));
+    container.wait_restorable();
     container.sql("CREATE TABLE t (x int)");
     container
 }
@@ -41,14 +36,6 @@ fn rows(container: &Container) -> String {
 
 fn add(container: &Container, x: u32) {
     container.sql(&format!("INSERT INTO t VALUES ({x})"));
-}
-
-/// Ends the present segment and waits until it is archived. Answers its name.
-fn switch(container: &Container) -> String {
-    let segment = container.sql("SELECT pg_walfile_name(pg_switch_wal())");
-    let archived = format!("SELECT last_archived_wal >= '{segment}' FROM pg_stat_archiver");
-    until("the segment is archived", SOON, || (container.sql(&archived) == "t").then_some(()));
-    segment
 }
 
 fn request(target: &Value) -> Value {
@@ -84,7 +71,7 @@ fn a_moment_and_back_again(base: Base) {
     add(&container, 1);
     let moment = now(&container);
     add(&container, 2);
-    switch(&container);
+    container.switch();
     add(&container, 3);
     let target = json!({ "type": "time", "value": moment });
     let job = container.job(RESTORES, &request(&target));
@@ -100,16 +87,14 @@ fn a_moment_and_back_again(base: Base) {
 fn a_missing_segment_is_waited_for(base: Base) {
     let container = running(base);
     add(&container, 1);
-    switch(&container);
+    container.switch();
     add(&container, 2);
-    let missing = switch(&container);
+    let missing = container.switch();
     add(&container, 3);
-    switch(&container);
+    container.switch();
     container.sql("CHECKPOINT");
-    let hide = format!(
-        "mv -v /var/lib/pgbackrest/archive/main/*/*/{missing}-* /var/lib/headrest/ | cut -d\\' -f2"
-    );
-    let place = container.shell(&hide);
+    let place = container.shell(&format!("ls /var/lib/pgbackrest/archive/main/*/*/{missing}-*"));
+    container.shell(&format!("mv {place} /var/lib/headrest/"));
     let id = begin(&container, &json!({ "type": "latest" }));
     let waits = within(PATIENCE, || {
         let restore = restore_of(&container, &id);

@@ -2,10 +2,7 @@
 //! no job was made, and what is told instead can be had.
 
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -16,7 +13,8 @@ use crate::support::instance::Instance;
 use crate::support::jobs::{BACKUPS, RESTORES, id_of};
 use crate::support::moments::{PLANS, at, checks, plan_request, request};
 use crate::support::rows::Rows;
-use crate::support::{PATIENCE, SOON, until, within};
+use crate::support::small_disk::SmallDisk;
+use crate::support::{SOON, until};
 
 /// What a refusal must leave as it is.
 #[derive(Debug, PartialEq)]
@@ -222,9 +220,7 @@ fn the_cluster_of_somebody_else_is_not_replaced() {
     initdb.arg("--pgdata").arg(instance.data_dir());
     initdb.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
     instance.user.make_directory(&instance.data_dir(), 0o700);
-    if rustix::process::geteuid().is_root() {
-        initdb.uid(instance.user.uid).gid(instance.user.gid);
-    }
+    instance.user.run_as(&mut initdb);
     assert!(initdb.status().expect("initdb").success());
     instance.start();
     instance.sql.until_answers("SELECT pg_is_in_recovery()", "f");
@@ -244,74 +240,6 @@ fn the_cluster_of_somebody_else_is_not_replaced() {
     assert_eq!(reply.problem(409), "nothing-to-undo");
 }
 
-/// A small file system with PGDATA on it.
-struct SmallDisk {
-    instance: Instance,
-    // After the instance: as long as its processes live it is in use.
-    _unmount: Unmount,
-}
-
-/// The shell that unmounts it, however the test ends.
-struct Unmount(Child);
-
-const UNMOUNT: &str = r#"
-read -r _
-n=0
-until umount "$1/small" 2>/dev/null; do
-    n=$((n + 1)); [ $n -gt 400 ] && { umount -l "$1/small"; break; }
-    sleep 0.1
-done
-rmdir "$1/small" "$1"
-"#;
-
-impl SmallDisk {
-    fn with_megabytes(megabytes: u32) -> Self {
-        let mut instance = Instance::new();
-        let place = instance.root.join("small");
-        instance.user.make_directory(&place, 0o755);
-        let shell = Command::new("/bin/sh")
-            .args(["-c", UNMOUNT, "headrest-test-unmount"])
-            .arg(&instance.root)
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn();
-        let unmount = Unmount(shell.expect("cannot start /bin/sh"));
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={megabytes}m,mode=755"), "tmpfs"]);
-        let mounted = mount.arg(&place).status().expect("cannot run mount");
-        assert!(mounted.success(), "cannot mount a tmpfs: {mounted}");
-        // Where the harness looks for it.
-        fs::remove_dir(instance.data_dir()).unwrap();
-        let data = place.join("data");
-        instance.user.make_directory(&data, 0o700);
-        symlink(&data, instance.data_dir()).unwrap();
-        instance.set("HEADREST_POSTGRES__DATA_DIR", data.display().to_string());
-        Self { instance, _unmount: unmount }
-    }
-
-    /// Leaves so many megabytes.
-    fn fill(&self, left: u64) -> PathBuf {
-        let place = self.instance.root.join("small");
-        let file = place.join("filling");
-        let all = rustix::fs::statvfs(&place).unwrap();
-        let size = (all.f_bavail * all.f_frsize).saturating_sub(left << 20);
-        fs::write(&file, vec![0; usize::try_from(size).unwrap()]).unwrap();
-        file
-    }
-}
-
-impl Drop for Unmount {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        if within(PATIENCE, || self.0.try_wait().ok().flatten()).is_none() {
-            eprintln!("the small disk is not unmounted");
-        }
-    }
-}
-
 /// The database was larger when it was backed up than what the disk has now.
 #[test]
 fn too_little_space_is_found_before_anything_stops() {
@@ -319,7 +247,8 @@ fn too_little_space_is_found_before_anything_stops() {
         eprintln!("only root can mount a small file system: nothing is tested");
         return;
     }
-    let mut disk = SmallDisk::with_megabytes(300);
+    let mut disk = SmallDisk::around(Instance::new(), 300);
+    disk.hold_data_dir();
     let instance = &mut disk.instance;
     let args = format!(
         "{} -c max_wal_size=48MB -c min_wal_size=32MB",

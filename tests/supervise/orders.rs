@@ -1,10 +1,12 @@
 //! What the API can ask of PostgreSQL, and what the probes say meanwhile.
 
 use reqwest::Method;
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::running;
 use crate::support::client::send;
+use crate::support::process;
 use crate::support::rows::Rows;
 
 #[test]
@@ -24,6 +26,11 @@ fn stop_start_restart_and_reload_do_what_they_say() {
     assert_eq!(instance.sql.run("SHOW work_mem"), "4MB");
     instance.order("reload");
     instance.sql.until_answers("SHOW work_mem", "9MB");
+    assert_eq!(instance.postmaster(), second, "a reload restarted it");
+    // As with a postmaster of its own: `kill -HUP`.
+    instance.sql.run("ALTER SYSTEM SET work_mem = '10MB'");
+    process::signal(instance.pid(), Signal::HUP);
+    instance.sql.until_answers("SHOW work_mem", "10MB");
     assert_eq!(instance.postmaster(), second, "a reload restarted it");
     let running = instance.http.post("/api/v1/processes/postgres/start", &Value::Null);
     assert_eq!(running.problem(409), "postgres-running");

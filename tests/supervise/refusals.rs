@@ -130,3 +130,20 @@ fn a_second_headrest_on_the_same_state_is_refused_and_the_first_goes_on() {
     first.wait_ready();
     assert_eq!(first.postmaster(), server);
 }
+
+/// A state directory of its own does not give it PGDATA.
+#[test]
+fn a_second_headrest_on_the_same_pgdata_is_refused_and_the_first_goes_on() {
+    let (first, _fake) = running();
+    let server = first.postmaster();
+    let mut second = Instance::new();
+    let _fake = Fake::installed_in(&mut second);
+    second.set("HEADREST_POSTGRES__DATA_DIR", first.data_dir().display().to_string());
+    second.spawn();
+    let status = second.wait_exit();
+    let said = fs::read_to_string(second.root.join("headrest.err")).unwrap();
+    assert_eq!(status.code(), Some(1), "{said}");
+    is_one_line_with(&said, &["another Headrest", &first.data_dir().display().to_string()]);
+    assert_eq!(first.postmaster(), server);
+    assert_eq!(first.http.probe("/readyz"), Some(200));
+}

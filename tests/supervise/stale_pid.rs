@@ -9,6 +9,7 @@ use crate::running;
 use crate::support::instance::Instance;
 use crate::support::process::Process;
 use crate::support::rows::Rows;
+use crate::support::{SOON, until};
 
 /// Leaves a file in which everything is as a server would write it, but for the pid.
 fn leave(instance: &Instance, pid: &str) {
@@ -48,7 +49,14 @@ fn a_stale_pid_file_is_survived_whomever_it_names() {
         .filter(|thread| *thread != instance.pid())
         .collect();
     let others_server = other.postmaster().unwrap();
+    // One that has ended and that nobody has reaped.
+    let mut zombie = Command::new("true").stdin(Stdio::null()).spawn().unwrap();
+    let dead = i32::try_from(zombie.id()).unwrap();
+    until("it is a zombie", SOON, || {
+        Process::read(dead).filter(|process| process.state == 'Z').map(|_| ())
+    });
     let named = [
+        ("a zombie", dead.to_string()),
         ("Headrest itself", instance.pid().to_string()),
         ("a thread of Headrest", threads.first().expect("a thread").to_string()),
         ("the test", std::process::id().to_string()),
@@ -80,6 +88,7 @@ fn a_stale_pid_file_is_survived_whomever_it_names() {
     assert!(bystander.try_wait().unwrap().is_none(), "the bystander was ended");
     bystander.kill().unwrap();
     bystander.wait().unwrap();
+    zombie.wait().unwrap();
     assert_eq!(other.postmaster(), Some(others_server), "the other server was touched");
     assert!(Process::lives(others_server));
     assert_eq!(other.server()["restarts"], 0);

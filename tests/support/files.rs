@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, lchown};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Whom Headrest and the server run as: `postgres` when the test runs as root, else who runs it.
 #[derive(Debug, Clone)]
@@ -32,6 +34,13 @@ impl ServerUser {
     pub(crate) fn own(&self, path: &Path) {
         if rustix::process::geteuid().is_root() {
             lchown(path, Some(self.uid), Some(self.gid)).expect("lchown");
+        }
+    }
+
+    /// Has a program run as this user.
+    pub(crate) fn run_as(&self, command: &mut Command) {
+        if rustix::process::geteuid().is_root() {
+            command.uid(self.uid).gid(self.gid);
         }
     }
 

@@ -16,6 +16,7 @@ pub(crate) mod ports;
 pub(crate) mod process;
 pub(crate) mod reaper;
 pub(crate) mod rows;
+pub(crate) mod small_disk;
 pub(crate) mod sql;
 
 use std::thread;

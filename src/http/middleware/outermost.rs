@@ -6,6 +6,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use tokio::time::Instant;
 
+use crate::http::probes;
 use crate::http::problem::{ErrorCode, Problem};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -50,7 +51,10 @@ pub(in crate::http) async fn wrap(request: Request, next: Next) -> Response {
     }
     let status = response.status().as_u16();
     let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    if status >= 500 {
+    if probes::PATHS.contains(&path.as_str()) {
+        // What they say is in the log already, once.
+        tracing::debug!(request.id = %id, status, duration_ms, "{method} {path} -> {status}");
+    } else if status >= 500 {
         tracing::warn!(request.id = %id, status, duration_ms, "{method} {path} -> {status}");
     } else if method != Method::GET && method != Method::HEAD {
         tracing::info!(request.id = %id, status, duration_ms, "{method} {path} -> {status}");

@@ -97,11 +97,45 @@ impl<'a> Scripts<'a> {
         Ok(text.split('\0').filter(|name| !name.is_empty()).map(PathBuf::from).collect())
     }
 
+    /// Gives the superuser, which is called postgres yet, the name that it is to have. Nobody can
+    /// rename themselves, so somebody else does it. In a file, because a command line can be read
+    /// by others and the password is in it.
+    pub(super) async fn rename_superuser(&self) -> Result<(), BootstrapError> {
+        let path = self.first.state_dir.join("first-start.sql");
+        let name = super::quoted(&self.contract.user);
+        let password = self.contract.password.as_ref().map_or("NULL".to_owned(), |password| {
+            // With escapes, so that no setting changes what a backslash means.
+            let text = password.expose_secret().replace('\\', "\\\\").replace('\'', "''");
+            format!("E'{text}'")
+        });
+        let script = format!(
+            "CREATE ROLE headrest_first_start SUPERUSER LOGIN PASSWORD {password};\n\
+             \\connect - headrest_first_start\n\
+             ALTER ROLE postgres RENAME TO {name};\n\
+             ALTER ROLE {name} PASSWORD {password};\n\
+             \\connect - {name}\n\
+             DROP ROLE headrest_first_start;\n"
+        );
+        super::write_durably(&path, &script).map_err(file("write", &path))?;
+        let mut program = self.psql("postgres", "postgres");
+        program.args.extend([
+            "--quiet".to_owned(),
+            "--file".to_owned(),
+            path.display().to_string(),
+        ]);
+        let end = run(program).await;
+        fs::remove_file(&path).map_err(file("remove", &path))?;
+        let end = end?;
+        end.is_success()
+            .then_some(())
+            .ok_or_else(|| BootstrapError::Rename { name: self.contract.user.clone(), end })
+    }
+
     /// Makes the database that is asked for, unless every cluster has it.
     pub(super) async fn create_database(&self) -> Result<(), BootstrapError> {
         let name = &self.contract.database;
         let statement = format!("CREATE DATABASE {}", super::quoted(name));
-        let mut program = self.psql("postgres");
+        let mut program = self.psql(&self.contract.user, "postgres");
         program.args.extend(["--quiet".to_owned(), "--command".to_owned(), statement]);
         let end = run(program).await?;
         end.is_success()
@@ -125,7 +159,7 @@ impl<'a> Scripts<'a> {
             }
             Kind::Sql => {
                 tracing::info!("first start: running {shown}");
-                let mut program = self.psql(&self.contract.database);
+                let mut program = self.psql(&self.contract.user, &self.contract.database);
                 program.args.extend(["--file".to_owned(), shown.to_string()]);
                 run(program).await?
             }
@@ -171,18 +205,18 @@ impl<'a> Scripts<'a> {
         let (reader, writer) = std::io::pipe().map_err(file("make a pipe for", path))?;
         packer.output = Output::Into(writer.into());
         let mut packer = packer.spawn().map_err(capture_error)?;
-        let mut program = self.psql(&self.contract.database);
+        let mut program = self.psql(&self.contract.user, &self.contract.database);
         program.input = Some(reader.into());
         let end = run(program).await?;
         let unpacked = packer.wait().await;
         Ok(if end.is_success() { unpacked } else { end })
     }
 
-    fn psql(&self, database: &str) -> Program {
+    fn psql(&self, user: &str, database: &str) -> Program {
         let mut program = Program::new(self.binaries.program("psql"));
         let args = ["--variable=ON_ERROR_STOP=1", "--no-psqlrc", "--no-password", "--username"];
         program.args = args.map(str::to_owned).to_vec();
-        program.args.extend([self.contract.user.clone(), "--dbname".to_owned()]);
+        program.args.extend([user.to_owned(), "--dbname".to_owned()]);
         program.args.push(connection_string(database));
         program.env.clone_from(&self.env);
         program.env.retain(|name, _| name != "PGHOST" && name != "PGHOSTADDR");

@@ -422,6 +422,10 @@ impl Supervisor {
             self.change(ServerEvent::StayDown, Some(reason));
             return;
         }
+        if matches!(pgdata::occupant(&self.settings.config.data_dir), Ok(Occupant::Postmaster(_))) {
+            self.start().await;
+            return;
+        }
         if self.was_stopped_by_somebody(end, ready_for.is_some()).await {
             let reason = "PostgreSQL was shut down in order, but not by Headrest (pg_ctl?), so it \
                           stays down; start it: POST /api/v1/processes/postgres/start";

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::Pid;
 use tokio::time::Instant;
 
-use crate::postgres::pgdata;
+use crate::postgres::pgdata::{self, Occupant};
 use crate::postgres::stray;
 use crate::process::{End, inspect};
 
@@ -39,21 +39,23 @@ impl Leaving {
     pub(super) fn is_over(&mut self, data_dir: &Path) -> bool {
         let now = Instant::now();
         let waited = now.duration_since(self.since);
-        let left = pgdata::servers_in(data_dir);
-        if left.is_empty() {
+        let occupant = pgdata::occupant(data_dir);
+        if matches!(occupant, Ok(Occupant::Orphans(_))) {
+            if self.told_at.map_or(waited, |at| now.duration_since(at)) >= PATIENCE {
+                self.tell(data_dir);
+            }
+        } else if matches!(occupant, Ok(Occupant::Postmaster(_))) {
+            // Somebody was quicker (`pg_ctl restart`), and will be taken over.
+            return true;
+        } else {
             let others = others_in(data_dir);
+            if !others.is_empty() && waited >= PATIENCE {
+                // A shell of somebody, perhaps. What archives may only read.
+                tracing::warn!(?others, "other programs work in PGDATA, after PostgreSQL's end");
+            }
             if others.is_empty() || waited >= PATIENCE {
-                if !others.is_empty() {
-                    // A shell of somebody, perhaps. What archives may only read.
-                    tracing::warn!(
-                        ?others,
-                        "other programs work in PGDATA, after PostgreSQL's end"
-                    );
-                }
                 return true;
             }
-        } else if self.told_at.map_or(waited, |at| now.duration_since(at)) >= PATIENCE {
-            self.tell(&left);
         }
         self.look_at = now + if waited < PATIENCE { LOOK_SOON } else { LOOK_LATER };
         false
@@ -61,11 +63,13 @@ impl Leaving {
 
     /// Somebody has no patience.
     pub(super) fn hurry(&mut self, data_dir: &Path) {
-        self.tell(&pgdata::servers_in(data_dir));
+        if matches!(pgdata::occupant(data_dir), Ok(Occupant::Orphans(_))) {
+            self.tell(data_dir);
+        }
     }
 
-    fn tell(&mut self, left: &[Pid]) {
-        stray::tell_orphans(left);
+    fn tell(&mut self, data_dir: &Path) {
+        stray::tell_orphans(&pgdata::servers_in(data_dir));
         self.told_at = Some(Instant::now());
     }
 }
