@@ -134,7 +134,8 @@ images:
 	done
 
 bench: packages rust
-	@$(CARGO) bench --locked --bench headrest
+	@if $(MAKE) --no-print-directory engine; then $(MAKE) --no-print-directory images; fi
+	$(CARGO) bench --locked --bench headrest
 
 # PostgreSQL, pgBackRest and a C compiler (SQLite is compiled in) are there, or are installed. The
 # cluster that Debian makes of its own is left alone.

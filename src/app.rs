@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{EXIT_CONFIG, complain};
-use crate::config::{Auth as AuthMode, Config, Contract, Environment, Flags};
+use crate::config::{Auth as AuthMode, Config, Contract, Environment, Flags, Switch};
 use crate::http::state::Shared;
 use crate::http::{self, AppState, Auth};
 use crate::jobs::archive::Archives;
@@ -96,6 +96,12 @@ async fn serve(
     let stanza = stanza.ok_or_else(|| anyhow!("no stanza is configured"))?;
     let side = pgbackrest_side::find(&config, environment, &user, &stanza)?;
     places::make_pgbackrest_hint(&config.state_dir, &side.postgres_env)?;
+    if let Some(postgres) =
+        config.postgres.as_ref().filter(|_| config.backups.backups == Switch::On)
+    {
+        let in_container = config.contract.is_some();
+        places::warn_about_repository(&side.options, &postgres.data_dir, in_container);
+    }
     let version = pgbackrest_side::version(&side.tool).await;
 
     let store = Store::open(&config.state_dir.join("headrest.db"))?;

@@ -16,12 +16,16 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::{Misconfigured, nearest_existing};
 use crate::config::{Config, is_secret_option};
 use crate::http;
+use crate::pgbackrest::conf::UserOptions;
+use crate::process::inspect::is_mount_point;
 
 /// How long a Headrest that was killed may take to be gone altogether: its last system call, or a
 /// child that it had only just begun to start, still holds what it held.
 pub(super) const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(3);
 /// How often that is looked at.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// pgBackRest's own default (manual, "Repository Path Option").
+const DEFAULT_REPOSITORY: &str = "/var/lib/pgbackrest";
 /// The shortest admin token that is taken.
 const SHORTEST_TOKEN: usize = 16;
 
@@ -86,6 +90,31 @@ fn close_to_others(state_dir: &Path) -> anyhow::Result<()> {
             .with_context(|| format!("cannot close {shown} to others"))?;
     }
     Ok(())
+}
+
+/// Says what a disk, or a container, that is gone takes with it.
+pub(super) fn warn_about_repository(options: &UserOptions, data_dir: &Path, in_container: bool) {
+    let elsewhere = ["repo1-host", "pg1-host"].iter().any(|option| options.is_set(option))
+        || options.get("repo1-type").is_some_and(|kind| kind != "posix");
+    let path = Path::new(options.get("repo1-path").unwrap_or(DEFAULT_REPOSITORY));
+    if elsewhere || options.has_other_repos() {
+        return;
+    }
+    let shown = path.display();
+    let mounted = path.ancestors().any(|above| above != Path::new("/") && is_mount_point(above));
+    if in_container && !mounted {
+        tracing::warn!(
+            "the backup repository {shown} is on no volume: it goes with the container. Mount one \
+             there, or configure another place (PGBACKREST_REPO1_*)"
+        );
+    }
+    let device = |path: &Path| fs::metadata(nearest_existing(path)).map(|meta| meta.dev()).ok();
+    if device(path).is_some_and(|of_repository| device(data_dir) == Some(of_repository)) {
+        tracing::warn!(
+            "the backup repository {shown} is on the same file system as the data: whatever takes \
+             that away takes both"
+        );
+    }
 }
 
 /// The configured admin token, or the generated one, which stays the same from start to start.

@@ -127,6 +127,11 @@ impl UserOptions {
         self.settings.iter().any(|s| indexed(&s.option, "repo").is_some_and(|(n, _)| n == key))
     }
 
+    /// Whether there is another repository than the first.
+    pub fn has_other_repos(&self) -> bool {
+        self.settings.iter().any(|s| indexed(&s.option, "repo").is_some_and(|(n, _)| n != "1"))
+    }
+
     fn has_any_repo(&self) -> bool {
         self.settings.iter().any(|s| indexed(&s.option, "repo").is_some())
     }

@@ -28,16 +28,18 @@ pub use launch::fence_dir;
 
 use crate::config::PostgresConfig;
 use crate::domain::JobId;
+use crate::domain::words::words;
 
-/// Whether the server's WAL is archived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Archiving {
-    /// By pgBackRest, as its command line says.
-    Ours,
-    /// It must not be: the server is a copy of one that archives to the same place.
-    Off,
-    /// That is somebody else's business.
-    NotOurs,
+words! {
+    /// Whether the server's WAL is archived.
+    Archiving {
+        /// By pgBackRest, as its command line says.
+        Ours = "on",
+        /// It must not be: the server is a copy of one that archives to the same place.
+        Off = "off",
+        /// That is somebody else's business.
+        NotOurs = "not-ours",
+    }
 }
 
 /// What the supervisor needs to know.
@@ -88,6 +90,8 @@ pub struct Status {
     pub reason: Option<String>,
     /// The restore that holds the fence.
     pub fenced_by: Option<JobId>,
+    /// Whether it archives.
+    pub archiving: Archiving,
     /// The postmaster.
     pub pid: Option<i32>,
     /// Whether it was started by an earlier Headrest.
@@ -195,7 +199,8 @@ impl PostgresHandle {
         stop_following: CancellationToken,
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let (orders, inbox) = mpsc::channel(16);
-        let (publish, status) = watch::channel(Status::down(settings.fenced_by));
+        let (publish, status) =
+            watch::channel(Status::down(settings.fenced_by, settings.archiving));
         let lines = Ring::default();
         let output = super::tail::OutputFile::at(settings.state_dir.join("log/postgres.log"));
         let following = lines.clone();
@@ -208,7 +213,7 @@ impl PostgresHandle {
     /// A handle when there is nothing to supervise.
     pub fn beside() -> Self {
         // The sender may go: the last value stays readable.
-        let (_, status) = watch::channel(Status::down(None));
+        let (_, status) = watch::channel(Status::down(None, Archiving::Ours));
         Self { orders: None, status, lines: Ring::default() }
     }
 
@@ -252,12 +257,13 @@ impl PostgresHandle {
 }
 
 impl Status {
-    fn down(fenced_by: Option<JobId>) -> Self {
+    fn down(fenced_by: Option<JobId>, archiving: Archiving) -> Self {
         Self {
             state: ServerState::Down,
             since: crate::clock::now(),
             reason: None,
             fenced_by,
+            archiving,
             pid: None,
             adopted: false,
             started_at: None,

@@ -10,6 +10,7 @@ mod support;
 
 mod backup;
 mod by_hand;
+mod container;
 mod http;
 mod memory;
 mod report;
@@ -23,13 +24,14 @@ type Measure = fn(&mut Report);
 
 fn main() {
     let mut report = Report::default();
-    let measures: [(&str, Measure); 6] = [
+    let measures: [(&str, Measure); 7] = [
         ("backups", backup::measure),
         ("restores of an empty cluster", restore::measure_empty),
         ("restores of a 1 GiB cluster", restore::measure_large),
         ("restores to a moment", restore::measure_moment),
         ("requests", http::measure),
         ("memory after jobs", memory::measure),
+        ("the image", container::measure),
     ];
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();

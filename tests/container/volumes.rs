@@ -81,10 +81,22 @@ fn a_volume_of_the_former_layout_is_not_passed_over() {
     let said = run_once(base, &["-v", &at, "-e", "POSTGRES_PASSWORD=x"], &[]);
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(said.bad().contains("/var/lib/postgresql/17/docker"));
-    // A cluster at the former place, told so, is that cluster.
+    // A volume at the former place: a cluster of before is left alone,
+    let volume = Volume::new();
+    let at = volume.at("/var/lib/postgresql/data");
+    run_once(base, &["-v", &at], &["sh", "-c", "echo 17 >/var/lib/postgresql/data/PG_VERSION"])
+        .good();
+    let options = ["-v", &at, "-e", "POSTGRES_PASSWORD=x"];
+    let said = run_once(base, &options, &[]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.bad().contains("17"));
+    let left = run_once(base, &["-v", &at], &["ls", "-A", "/var/lib/postgresql/data/"]).good();
+    assert_eq!(left, "PG_VERSION");
+    // and a new one goes into that volume, and into none that nobody has named.
     let volume = Volume::new();
     let at = volume.at("/var/lib/postgresql/data");
     let options = ["-v", &at, "-e", "POSTGRES_PASSWORD=x", "-e", "PGDATA=/var/lib/postgresql/data"];
-    let container = Container::run(base, &options, &[]).ready();
-    assert_eq!(container.sql("SHOW data_directory"), "/var/lib/postgresql/data");
+    Container::run(base, &options, &[]).wait_ready();
+    let version = run_once(base, &["-v", &volume.at("/x")], &["cat", "/x/PG_VERSION"]).good();
+    assert_eq!(version, "18");
 }

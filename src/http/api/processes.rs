@@ -57,6 +57,9 @@ pub(in crate::http) struct ProcessView {
     port: Option<u16>,
     /// The directory of its socket.
     socket_dir: Option<String>,
+    /// on; off for a copy made of another server's backups; not-ours when backups are turned off.
+    #[schema(example = "on")]
+    archiving: &'static str,
     /// What its archiver does, as of some seconds ago.
     archiver: Option<ArchiverView>,
 }
@@ -101,6 +104,7 @@ impl From<Status> for ProcessView {
     fn from(status: Status) -> Self {
         Self {
             name: "postgres",
+            archiving: status.archiving.as_str(),
             state: status.state.as_str(),
             since: status.since,
             reason: status.reason,

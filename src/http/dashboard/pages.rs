@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::html;
 use super::view::{
     BackupRow, Fact, JobRow, Moment, Tone, archive_fact, backup_row, fact, job_row, moment,
-    postgres_fact, repository_fact, restoring_fact, safety_fact,
+    postgres_fact, repository_fact, restoring_fact, safety_fact, unsafe_on_purpose,
 };
 use crate::clock;
 use crate::domain::StanzaName;
@@ -23,6 +23,7 @@ use crate::http::extract::Query;
 use crate::http::problem::{ErrorCode, Outcome, Problem};
 use crate::http::state::AppState;
 use crate::jobs::catalog::{FRESH_ENOUGH, Freshness};
+use crate::postgres::supervisor::Archiving;
 use crate::store::JobFilter;
 
 /// Backups and jobs shown on the page.
@@ -110,8 +111,12 @@ pub(in crate::http) async fn overview(
             fact(Tone::Bad, "PostgreSQL is down", &detail)
         }
         (None, _) => {
-            let window = window_of(&state, &stanza).await;
-            safety_fact(newest, window.as_ref(), &repository, &archive, now)
+            if let Some(fact) = unsafe_on_purpose(status.archiving) {
+                fact
+            } else {
+                let window = window_of(&state, &stanza).await;
+                safety_fact(newest, window.as_ref(), &repository, &archive, now)
+            }
         }
     };
     let page = Overview {
@@ -134,6 +139,7 @@ pub(in crate::http) async fn overview(
         observed: seen.as_ref().map_or_else(|_| Moment::default(), |s| moment(s.observed_at, now)),
         now: moment(now, now),
         can_back_up: running_id.is_none()
+            && status.archiving == Archiving::Ours
             && (status.takes_writes() || !state.postgres.is_supervised()),
         notice: query.notice.and_then(|word| notice(&word)),
     };

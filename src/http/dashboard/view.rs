@@ -9,7 +9,7 @@ use crate::http::api::jobs::describe;
 use crate::http::api::restores::advice;
 use crate::pgbackrest::info::{self, StanzaStatus};
 use crate::postgres::state::ServerState;
-use crate::postgres::supervisor::Status;
+use crate::postgres::supervisor::{Archiving, Status};
 
 /// How well something is: a word, a mark and a colour, so that none of them carries it alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +84,23 @@ pub(super) struct Moment {
 
 pub(super) fn fact(tone: Tone, word: &str, detail: &str) -> Fact {
     Fact { tone, word: word.to_owned(), detail: detail.to_owned() }
+}
+
+/// The answer for a server that is not backed up, and is not meant to be.
+pub(super) fn unsafe_on_purpose(archiving: Archiving) -> Option<Fact> {
+    match archiving {
+        Archiving::Ours => None,
+        Archiving::Off => Some(fact(
+            Tone::Warn,
+            "A copy",
+            "made of the backups of another server, whose they are; it is not backed up itself. \
+             HEADREST_BOOTSTRAP_ARCHIVE=on makes it the original",
+        )),
+        Archiving::NotOurs => {
+            let detail = "backups are turned off (HEADREST_BACKUPS=off)";
+            Some(fact(Tone::Warn, "Not backed up", detail))
+        }
+    }
 }
 
 /// The answer to the question one has at 3 a.m.
@@ -195,6 +212,9 @@ pub(super) fn repository_fact(stanza: &info::StanzaInfo) -> Fact {
 }
 
 pub(super) fn archive_fact(status: &Status, now: Timestamp) -> Fact {
+    if status.archiving != Archiving::Ours {
+        return fact(Tone::Warn, "off", "nothing of this server is archived by Headrest");
+    }
     let Some(archiver) = &status.archiver else {
         return fact(Tone::Busy, "not known", "PostgreSQL does not answer");
     };
