@@ -135,7 +135,7 @@ images:
 
 bench: packages rust
 	@if $(MAKE) --no-print-directory engine; then $(MAKE) --no-print-directory images; fi
-	$(CARGO) bench --locked --bench headrest
+	$(CARGO) bench --locked --bench headrest -- $(WHAT)
 
 # PostgreSQL, pgBackRest and a C compiler (SQLite is compiled in) are there, or are installed. The
 # cluster that Debian makes of its own is left alone.
