@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::report::{Limit, Report, median};
 use crate::support::{PATIENCE, files};
 
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 9;
 const SUITES: [&str; 3] = ["bookworm", "trixie", "forky"];
 /// What a person does who makes a cluster and starts it, with the same checksums and rules.
 const BY_HAND: &str = "echo secret >/tmp/pw; \
@@ -28,16 +28,21 @@ pub(crate) fn measure(report: &mut Report) {
         let what = format!("image of {suite} beyond PostgreSQL and pgBackRest");
         report.judge(&what, larger, "MB", Limit::AtMost(25.0));
 
-        let (mut with_us, mut by_hand) = (Vec::new(), Vec::new());
+        let (mut with_us, mut by_hand, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            by_hand.push(first_connection(&[&plain, "sh", "-c", BY_HAND]));
-            with_us.push(first_connection(&["-e", "POSTGRES_PASSWORD=secret", &ours]));
+            let plain = first_connection(&[&plain, "sh", "-c", BY_HAND]);
+            let image = first_connection(&["-e", "POSTGRES_PASSWORD=secret", &ours]);
+            ratios.push(image.as_secs_f64() / plain.as_secs_f64());
+            by_hand.push(plain);
+            with_us.push(image);
         }
         let (with_us, by_hand) = (median(with_us), median(by_hand));
+        // Of pairs: the machine is quicker at one time than at another.
+        ratios.sort_by(f64::total_cmp);
+        let ratio = ratios[ratios.len() / 2];
         report.note(&format!("{suite}: initdb and start by hand"), by_hand.as_secs_f64(), "s");
         report.note(&format!("{suite}: docker run of the image"), with_us.as_secs_f64(), "s");
-        let ratio = with_us.as_secs_f64() / by_hand.as_secs_f64();
-        let what = format!("{suite}: first connection, image / by hand");
+        let what = format!("{suite}: first connection, image / by hand, median of 9 pairs");
         report.judge(&what, ratio, "", Limit::AtMost(1.1));
     }
 }
