@@ -21,6 +21,9 @@ const PASSED_ON: [&str; 4] = ["PATH", "LANG", "TZ", "PGTZ"];
 /// Where the server's socket is in a container.
 const CONTAINER_SOCKETS: &str = "/var/run/postgresql";
 
+/// Where pgBackRest's first repository is when nobody says otherwise.
+const CONTAINER_REPOSITORY: &str = "/var/lib/pgbackrest";
+
 /// The user that everything runs as.
 #[derive(Debug, Clone)]
 pub(super) struct User {
@@ -83,12 +86,15 @@ pub(super) fn settle(config: &Config) -> anyhow::Result<User> {
     }
     if let (Some(contract), Some(postgres)) = (&config.contract, &config.postgres) {
         hand_over_all_in(&postgres.data_dir, 0o700, &account)?;
+        hand_over_all_in(&config.state_dir, 0o700, &account)?;
         if let Some(directory) = &contract.wal_dir {
             hand_over_all_in(directory, 0o700, &account)?;
         }
-        // Read-only root file systems have it as a tmpfs of root.
-        let sockets = Path::new(CONTAINER_SOCKETS);
-        if let Err(error) = hand_over_all_in(sockets, 0o3775, &account) {
+        // Read-only root file systems have the sockets' place as a tmpfs of root; a directory of the
+        // host for the repository is root's, or may only be read.
+        let sockets = hand_over_all_in(Path::new(CONTAINER_SOCKETS), 0o3775, &account);
+        let repository = hand_over(Path::new(CONTAINER_REPOSITORY), 0o750, &account);
+        for error in [sockets, repository].into_iter().filter_map(Result::err) {
             tracing::warn!("{error:#}");
         }
     }

@@ -101,6 +101,9 @@ pub enum BootstrapError {
     /// initdb failed.
     #[error("initdb failed: {0}")]
     Initdb(String),
+    /// The server would not start with its arguments.
+    #[error("postgres does not take its arguments, so no cluster is made: {0}")]
+    Arguments(String),
     /// The temporary server did not start or stop.
     #[error("the temporary server of the first start {0}")]
     Server(String),
@@ -207,6 +210,7 @@ async fn make_as_agreed(
     let mut scripts = Scripts::new(first, contract, binaries, env);
     // Before anything is made: a directory that cannot be read is found now or too late.
     let files = scripts.list().await?;
+    let encryption = password_encryption(first, binaries, env).await?;
     if trusting {
         tracing::warn!(
             "POSTGRES_HOST_AUTH_METHOD is trust: everybody who can reach the port may connect, as \
@@ -241,7 +245,7 @@ async fn make_as_agreed(
     listen_everywhere(&first.data_dir)?;
     let method = match &contract.host_auth_method {
         Some(method) => method.clone(),
-        None => password_encryption(first, binaries, env).await?,
+        None => method_of(first, encryption)?,
     };
     allow_hosts(&first.data_dir, &method)?;
 
@@ -390,23 +394,43 @@ fn listen_everywhere(data_dir: &Path) -> Result<(), BootstrapError> {
     write_durably(&path, &(text.join("\n") + "\n")).map_err(file("write", &path))
 }
 
-/// The server's `password_encryption`, which is the method for connections over TCP.
+/// What the server's arguments make of `password_encryption`. Asked before there is a cluster: with
+/// arguments that no server takes none is made.
 async fn password_encryption(
     first: &FirstStart,
     binaries: &Binaries,
     env: &BTreeMap<String, String>,
 ) -> Result<String, BootstrapError> {
+    let nothing = first.state_dir.join("first-start.conf");
+    write_durably(&nothing, "").map_err(file("write", &nothing))?;
     let mut program = Program::new(binaries.program("postgres"));
-    let data_dir = first.data_dir.display().to_string();
-    program.args = ["-D", &data_dir, "-C", "password_encryption"].map(str::to_owned).to_vec();
+    program.args =
+        ["-D", &first.state_dir.display().to_string(), "-C", "password_encryption", "-c"]
+            .map(str::to_owned)
+            .to_vec();
+    program.args.push(format!("config_file={}", nothing.display()));
     program.args.extend(first.server_args.iter().cloned());
     program.env.clone_from(env);
     let captured = capture(program, PATIENCE).await?;
+    fs::remove_file(&nothing).map_err(file("remove", &nothing))?;
     if !captured.end.is_success() {
-        let said = captured.stderr.replace('\n', " ");
-        return Err(BootstrapError::Server(format!("has settings that are wrong: {said}")));
+        return Err(BootstrapError::Arguments(captured.stderr.replace('\n', " ")));
     }
     Ok(String::from_utf8_lossy(&captured.stdout).trim().to_owned())
+}
+
+/// The method for connections over TCP when nobody names one: the arguments' `password_encryption`,
+/// or the one that initdb wrote.
+fn method_of(first: &FirstStart, of_arguments: String) -> Result<String, BootstrapError> {
+    let name = "password_encryption";
+    if first.server_args.iter().any(|arg| arg.contains(name) || arg.contains("config_file")) {
+        return Ok(of_arguments);
+    }
+    let path = first.data_dir.join("postgresql.conf");
+    let text = fs::read_to_string(&path).map_err(file("read", &path))?;
+    let set =
+        text.lines().rev().find_map(|line| line.strip_prefix(name)?.split_whitespace().nth(1));
+    Ok(set.map_or(of_arguments, |value| value.trim_matches('\'').to_owned()))
 }
 
 /// The rule for everybody who connects over TCP from outside.

@@ -215,6 +215,17 @@ fn arguments_are_the_servers_and_other_commands_are_run(base: Base) {
     assert_eq!(container.sql("SHOW work_mem"), "11MB");
     drop(container);
 
+    // What no server takes is found before there is anything.
+    let volume = Volume::new();
+    let options = ["-v", &volume.at("/var/lib/postgresql"), "-e", "POSTGRES_PASSWORD=x"];
+    let said = run_once(base, &options, &["-c", "nonsense=1"]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.bad().contains("nonsense"));
+    let container = Container::run(base, &options, &["-c", "password_encryption=md5"]).ready();
+    let hba = container.shell(&format!("tail -1 {}/pg_hba.conf", base.pgdata));
+    assert_eq!(hba, "host all all all md5");
+    drop(container);
+
     let major = base.major.to_string();
     for command in [&["postgres", "--version"][..], &["-V"], &["psql", "--version"]] {
         let said = run_once(base, &[], command).good();

@@ -26,8 +26,13 @@ fn a_volume_of_the_official_image_starts_unchanged(base: Base) {
     run_once(base, &["-v", &at], &["bash", "-ec", &make]).good();
     let sum = format!("cd {}; cat pg_hba.conf pg_ident.conf postgresql.conf | md5sum", base.pgdata);
     let before = run_once(base, &["-v", &at], &["sh", "-c", &sum]).good();
+    // A directory of the host for the backups is root's.
+    let backups = Volume::new();
+    let repository = backups.at("/var/lib/pgbackrest");
+    let give = "chown root:root /var/lib/pgbackrest; chmod 755 /var/lib/pgbackrest";
+    run_once(base, &["-v", &repository], &["sh", "-ec", give]).good();
     // No password: that is for a first start alone. Its superuser is told, as it always was.
-    let options = ["-v", &at, "-e", "POSTGRES_USER=app"];
+    let options = ["-v", &at, "-v", &repository, "-e", "POSTGRES_USER=app"];
     let container = Container::run(base, &options, &[]).connecting_as("app", "postgres").ready();
     container.first_backup();
     assert_eq!(container.shell(&sum), before, "its configuration was changed");
