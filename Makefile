@@ -125,13 +125,17 @@ engine:
 	        rust:slim-bookworm
 	}
 
-# The images that tests/container runs: one for each Debian.
+# The images that tests/container runs: one for each Debian, and the overlay on a plain PostgreSQL.
 images:
-	@for suite in $(SUITES); do
-	    echo "building headrest-test:$$suite" >&2
-	    docker build --quiet --build-arg BASE=debian:$$suite-slim --file docker/Dockerfile \
-	        --tag headrest-test:$$suite . >/dev/null
+	@build() {
+	    echo "building headrest-test:$$1 on $$2" >&2
+	    docker build --quiet --build-arg BASE="$$2" --file "$$3" --tag "headrest-test:$$1" "$$4" >/dev/null
+	}
+	for suite in $(SUITES); do
+	    build $$suite debian:$$suite-slim docker/Dockerfile .
 	done
+	build plain debian:trixie-slim tests/container/plain.Dockerfile tests/container
+	build overlay headrest-test:plain docker/Dockerfile.overlay .
 
 bench: packages rust
 	@if $(MAKE) --no-print-directory engine; then $(MAKE) --no-print-directory images; fi

@@ -21,9 +21,9 @@ pub(crate) fn measure(report: &mut Report) {
     for suite in SUITES {
         let (ours, plain) = (format!("headrest-test:{suite}"), format!("headrest-bench:{suite}"));
         let base = format!("BASE=debian:{suite}-slim");
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bench/plain.Dockerfile");
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/container/plain.Dockerfile");
         let build = ["build", "--quiet", "--build-arg", &base, "--tag", &plain, "--file", file];
-        docker(&[&build[..], &[concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bench")]].concat());
+        docker(&[&build[..], &[concat!(env!("CARGO_MANIFEST_DIR"), "/tests/container")]].concat());
         let larger = size_mb(&ours) - size_mb(&plain);
         let what = format!("image of {suite} beyond PostgreSQL and pgBackRest");
         report.judge(&what, larger, "MB", Limit::AtMost(25.0));

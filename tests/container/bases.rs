@@ -17,6 +17,10 @@ pub(crate) const TRIXIE: Base =
 pub(crate) const FORKY: Base =
     Base { suite: "forky", major: 18, pgdata: "/var/lib/postgresql/18/docker" };
 
+/// The overlay, on an image that has PostgreSQL already.
+pub(crate) const OVERLAY: Base =
+    Base { suite: "overlay", major: 17, pgdata: "/var/lib/postgresql/data" };
+
 impl Base {
     pub(crate) fn image(self) -> String {
         format!("headrest-test:{}", self.suite)

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::bases::{Base, on_every_base};
+use crate::bases::{Base, OVERLAY, on_every_base};
 use crate::engine::{Container, docker};
 use crate::support::{PATIENCE, SOON, until};
 
@@ -14,6 +14,22 @@ on_every_base!(
     it_recovers_after_a_kill,
     a_hangup_reloads_and_orphans_are_reaped,
 );
+
+#[test]
+fn an_image_that_has_postgresql_is_overlaid() {
+    let container = Container::plain(OVERLAY).ready();
+    container.first_backup();
+    assert_eq!(container.sql("SHOW data_directory"), OVERLAY.pgdata);
+    let restore = json!({
+        "target": { "type": "latest" }, "confirm": "main", "backup_after": false,
+    });
+    container.sql("CREATE TABLE t AS SELECT 1 AS x");
+    container.job("/api/v1/stanzas/main/restores", &restore);
+    assert_eq!(container.sql("SELECT x FROM t"), "1");
+    container.stop();
+    assert_eq!(container.inspect("{{.State.ExitCode}}"), "0");
+    assert_eq!(container.control("Database cluster state"), "shut down");
+}
 
 /// The command of the README, with the ports chosen by the engine.
 fn it_is_healthy_and_backed_up_unasked(base: Base) {

@@ -1,4 +1,5 @@
-# What the image is measured against: a Debian with its PostgreSQL and pgBackRest, and nothing else.
+# A Debian with its PostgreSQL and pgBackRest, and nothing else: what the image is measured against,
+# and what the overlay is put on.
 ARG BASE=debian:trixie-slim
 FROM ${BASE}
 RUN groupadd -r postgres --gid=999 \
