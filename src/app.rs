@@ -29,12 +29,12 @@ use crate::jobs::journal::Journals;
 use crate::jobs::{self, Catalog, Context, JobsHandle, Planner, Wal};
 use crate::pgbackrest::command::{archive_command, archive_get};
 use crate::pgbackrest::runner::GRACE;
-use crate::postgres::bootstrap::FirstStart;
+use crate::postgres::bootstrap::{self, FirstStart};
 use crate::postgres::client::Password;
 use crate::postgres::install::Binaries;
 use crate::postgres::pgdata;
 use crate::postgres::supervisor::{
-    Actor, Archiving, Order, PostgresHandle, Settings, Status, fence_dir,
+    Actor, Archiving, Making, Order, PostgresHandle, Settings, Status, fence_dir,
 };
 use crate::process::become_program;
 use crate::process::signals::{Heard, Signals};
@@ -104,6 +104,7 @@ async fn serve(
     }
     let version = pgbackrest_side::version(&side.tool).await;
 
+    bootstrap::remove_leftovers(&config.state_dir);
     let store = Store::open(&config.state_dir.join("headrest.db"))?;
     let journals = Journals::in_state_dir(&config.state_dir)?;
     let last_event = store.last_event_id().await?;
@@ -123,6 +124,7 @@ async fn serve(
         (Some(postgres), Some(defaults)) => Some(ServerSide {
             stanza: stanza.clone(),
             data_dir: postgres.data_dir.clone(),
+            state_dir: config.state_dir.clone(),
             archiving: first_order::archiving(
                 &config.backups,
                 &config.state_dir,
@@ -300,10 +302,10 @@ fn password(contract: &Contract) -> Option<Password> {
 /// Waits until it is certain that no cluster can be made, and answers why.
 async fn first_start_failed(postgres: &PostgresHandle) -> String {
     let mut status = postgres.watch();
-    let failed = status.wait_for(|status| status.first_start_failed.is_some()).await;
-    match failed.ok().and_then(|status| status.first_start_failed.clone()) {
-        Some(reason) => reason,
-        None => std::future::pending().await,
+    let failed = status.wait_for(|status| matches!(status.making, Making::Failed(_))).await;
+    match failed.map(|status| status.making.clone()) {
+        Ok(Making::Failed(reason)) => reason,
+        Ok(_) | Err(_) => std::future::pending().await,
     }
 }
 
@@ -368,7 +370,8 @@ async fn stop_in_order(
         let patience = Duration::from_mins(10);
         let gone = postgres.wait_until(patience, Status::is_down);
         tokio::select! {
-            _ = gone => return,
+            // It may take longer than we have looked: a shutdown checkpoint, a script.
+            gone = gone => if gone.is_ok() { return },
             () = hurry.cancelled(), if !pressed => {
                 pressed = true;
                 let _ = postgres.order(Order::StopNow, by).await;

@@ -189,6 +189,18 @@ mod tests {
     }
 
     #[test]
+    fn links_to_a_service_called_headrest_are_no_mistakes() {
+        let links = [
+            ("HEADREST_SERVICE_HOST", "10.0.0.1"),
+            ("HEADREST_SERVICE_PORT_HTTP", "8433"),
+            ("HEADREST_PORT", "tcp://10.0.0.1:8433"),
+            ("HEADREST_PORT_8433_TCP_ADDR", "10.0.0.1"),
+        ];
+        assert_eq!(errors("", &links), [] as [String; 0]);
+        assert_eq!(errors("", &[("HEADREST_PORTS", "1")]).len(), 1);
+    }
+
+    #[test]
     fn all_errors_at_once() {
         let text = "listn = \"127.0.0.1:1\"\nauth = \"maybe\"\n[postgres]\nport = \"x\"\n\
                     [[stanza]]\nname = \"--force\"\n";

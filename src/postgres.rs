@@ -6,6 +6,8 @@
 pub mod bootstrap;
 pub mod client;
 pub mod control;
+pub mod copies;
+mod durable;
 pub mod install;
 pub mod pg_wal;
 pub mod pgdata;

@@ -1,6 +1,5 @@
 //! What is ordered of the supervisor when Headrest starts, and whether the server archives.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -11,41 +10,44 @@ use crate::jobs::catalog::Freshness;
 use crate::jobs::context::ServerSide;
 use crate::pgbackrest::info::StanzaStatus;
 use crate::postgres::control::ControlData;
+use crate::postgres::copies;
 use crate::postgres::pgdata::{self, Content, Occupant};
 use crate::postgres::stray;
 use crate::postgres::supervisor::{Archiving, Order};
 
-/// Whether PGDATA is a copy of a server that archives to the same repository: it is about to be
-/// made of it, or was. Noted in the state directory, because it stays one when nobody asks for it
-/// any more; a Headrest that has been at work here without being told so has the original.
+/// Whether the server archives. A copy of one that archives to the same repository must not,
+/// whatever else is configured: it is about to be made, or is marked as one. A Headrest that has
+/// been at work here without being told so has the original.
 pub(super) fn archiving(
     config: &BackupsConfig,
     state_dir: &Path,
     data_dir: &Path,
     had_jobs: bool,
 ) -> anyhow::Result<Archiving> {
-    let mark = state_dir.join("copy");
-    let shown = mark.display();
-    if config.bootstrap_archive == Switch::On && mark.exists() {
-        fs::remove_file(&mark).with_context(|| format!("cannot remove {shown}"))?;
+    let is_cluster = matches!(pgdata::content(data_dir), Ok(Content::Cluster(_)));
+    let shown = data_dir.display();
+    if config.bootstrap_archive == Switch::On && copies::is_marked(state_dir, data_dir) {
+        copies::unmark(state_dir, data_dir)
+            .with_context(|| format!("cannot unmark the copy in {shown}"))?;
         tracing::warn!("this server was a copy and is the original from now on: it archives");
     }
-    let empty = is_empty(data_dir);
     let told = config.bootstrap_from.is_some() && config.bootstrap_archive == Switch::Off;
-    if told && (empty || !had_jobs) && !mark.exists() {
-        fs::write(&mark, "PGDATA was made of a repository that another server archives to\n")
-            .with_context(|| format!("cannot write {shown}"))?;
-    }
-    if config.backups == Switch::Off {
-        tracing::warn!("backups are off: PostgreSQL is supervised and nothing else");
-        return Ok(Archiving::NotOurs);
-    }
-    if mark.exists() {
+    let becomes_one = told && (is_empty(data_dir) || !had_jobs);
+    if copies::is_marked(state_dir, data_dir) || becomes_one {
+        if is_cluster {
+            // One of the two may have been lost.
+            copies::mark(state_dir, Some(data_dir))
+                .with_context(|| format!("cannot mark the copy in {shown}"))?;
+        }
         tracing::warn!(
             "this server is a copy of the one whose backups it was made of: it does not archive and \
              is not backed up. HEADREST_BOOTSTRAP_ARCHIVE=on makes it the original"
         );
         return Ok(Archiving::Off);
+    }
+    if config.backups == Switch::Off {
+        tracing::warn!("backups are off: PostgreSQL is supervised and nothing else");
+        return Ok(Archiving::NotOurs);
     }
     Ok(Archiving::Ours)
 }

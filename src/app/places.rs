@@ -17,7 +17,7 @@ use super::{Misconfigured, nearest_existing};
 use crate::config::{Config, is_secret_option};
 use crate::http;
 use crate::pgbackrest::conf::UserOptions;
-use crate::process::inspect::is_mount_point;
+use crate::process::inspect::mount_root;
 
 /// How long a Headrest that was killed may take to be gone altogether: its last system call, or a
 /// child that it had only just begun to start, still holds what it held.
@@ -61,6 +61,14 @@ pub(super) fn claim_data_dir(data_dir: &Path) -> anyhow::Result<File> {
     let shown = data_dir.display();
     let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(data_dir);
     made.with_context(|| format!("cannot make PGDATA {shown}"))?;
+    // As the official image does it. PostgreSQL refuses to start on one that others may enter, as
+    // orchestrators leave it that give a volume to a group.
+    let meta = fs::metadata(data_dir).with_context(|| format!("cannot look at PGDATA {shown}"))?;
+    let ours = meta.uid() == rustix::process::geteuid().as_raw();
+    if ours && !matches!(meta.mode() & 0o777, 0o700 | 0o750) {
+        let closed = fs::set_permissions(data_dir, fs::Permissions::from_mode(0o700));
+        closed.with_context(|| format!("cannot close PGDATA {shown} to others"))?;
+    }
     let directory = File::open(data_dir).with_context(|| format!("cannot open PGDATA {shown}"))?;
     lock_for_us(directory, || format!("PGDATA {shown}"))
 }
@@ -101,10 +109,12 @@ pub(super) fn warn_about_repository(options: &UserOptions, data_dir: &Path, in_c
         return;
     }
     let shown = path.display();
-    let mounted = path.ancestors().any(|above| above != Path::new("/") && is_mount_point(above));
-    if in_container && !mounted {
+    let mount = path.ancestors().filter(|above| *above != Path::new("/")).find_map(mount_root);
+    let named = mount.as_ref().is_some_and(|root| !is_anonymous(root));
+    if in_container && !named {
+        let place = if mount.is_some() { "an anonymous volume" } else { "no volume" };
         tracing::warn!(
-            "the backup repository {shown} is on no volume: it goes with the container. Mount one \
+            "the backup repository {shown} is on {place}: it goes with the container. Mount one \
              there, or configure another place (PGBACKREST_REPO1_*)"
         );
     }
@@ -115,6 +125,13 @@ pub(super) fn warn_about_repository(options: &UserOptions, data_dir: &Path, in_c
              that away takes both"
         );
     }
+}
+
+/// Whether what is mounted is a volume that the engine made because nobody named one: its name is
+/// 64 hexadecimal digits.
+fn is_anonymous(root: &str) -> bool {
+    let is_name = |part: &str| part.len() == 64 && part.bytes().all(|b| b.is_ascii_hexdigit());
+    root.split('/').any(is_name)
 }
 
 /// The configured admin token, or the generated one, which stays the same from start to start.

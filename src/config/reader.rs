@@ -264,12 +264,22 @@ impl<'a> Reader<'a> {
             .map(|(name, _)| name.to_owned())
             .filter(|name| !self.variables.contains(name))
             .filter(|name| !CLIENT_VARIABLES.contains(&name.as_str()))
+            .filter(|name| !is_service_link(name))
             .collect();
         for name in unknown {
             let hint = nearest(&name, self.variables.iter().map(String::as_str));
             self.errors.push(format!("{name}: unknown variable{hint}"));
         }
     }
+}
+
+/// Whether Kubernetes, or Docker's links, put a variable there because a service is called headrest.
+fn is_service_link(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix("HEADREST_") else { return false };
+    let of_port = |rest: &str| rest.is_empty() || rest.starts_with('_');
+    rest.starts_with("SERVICE_HOST")
+        || rest.starts_with("SERVICE_PORT")
+        || rest.strip_prefix("PORT").is_some_and(of_port)
 }
 
 enum Node<'a> {

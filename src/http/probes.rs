@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::state::AppState;
 use crate::postgres::state::ServerState;
+use crate::postgres::supervisor::Making;
 
 /// The paths, which are asked every few seconds.
 pub(super) const PATHS: [&str; 3] = ["/livez", "/readyz", "/startupz"];
@@ -39,7 +40,8 @@ pub(super) async fn readyz(State(state): State<AppState>) -> Response {
     word(status.takes_writes(), status.state.as_str())
 }
 
-/// Whether PostgreSQL serves or is on its way to it; a restore, or a first start, counts as that.
+/// Whether PostgreSQL serves or is on its way to it; a restore, a first start, and waiting for somebody's
+/// decision count as that.
 #[utoipa::path(get, path = "/startupz", tag = "probes", security(()), responses(
     (status = 200, description = "started, or starting", body = String, content_type = "text/plain", example = "ready"),
     (status = 503, description = "down or failed", body = String, content_type = "text/plain", example = "failed"),
@@ -52,8 +54,12 @@ pub(super) async fn startupz(State(state): State<AppState>) -> Response {
     if status.fenced_by.is_some() {
         return word(true, "restoring");
     }
-    if status.initializing {
+    if status.making == Making::UnderWay {
         return word(true, "initializing");
+    }
+    // Whoever restarts it for that takes the time away from those who are to decide.
+    if status.held {
+        return word(true, "held");
     }
     let on_its_way = match status.state {
         ServerState::Starting | ServerState::Recovering | ServerState::Ready => true,

@@ -367,6 +367,8 @@ impl From<Denied> for Problem {
                 "Stop the server, run `pgbackrest restore` by hand and start it, or let Headrest \
                  supervise it.",
             ),
+            // Only Headrest itself asks for that.
+            Denied::NotEmpty(_) => Self::new(ErrorCode::RestoreRefused, detail),
             Denied::BackupsOff(_) => Self::new(ErrorCode::BackupsOff, detail),
             Denied::Copy(_) => Self::new(ErrorCode::BackupsOff, detail).hint(
                 "To restore it again, start it with an empty PGDATA. To make it the original: \

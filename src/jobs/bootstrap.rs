@@ -16,9 +16,13 @@ use crate::domain::StanzaName;
 use crate::domain::job::{JobSpec, JobState, OnConflict, RestoreSpec, Trigger};
 use crate::domain::plan::Unreachable;
 use crate::domain::recovery::RecoveryTarget;
+use crate::postgres::copies;
+use crate::postgres::pgdata::{self, Content};
 use crate::postgres::supervisor::{Actor, Archiving, Order};
 use crate::telemetry;
 
+/// What asks for such a restore. The queue takes it for an empty PGDATA alone.
+pub const TRIGGER: &str = "bootstrap";
 /// How long until it is tried again.
 const WAIT: Duration = Duration::from_secs(30);
 
@@ -31,15 +35,24 @@ pub async fn run(context: Context, jobs: JobsHandle, target: RecoveryTarget) {
 async fn attend(context: Context, jobs: JobsHandle, target: RecoveryTarget) {
     hold(&context, format!("PGDATA is empty and is to be restored to {target}")).await;
     loop {
+        if !is_empty(&context) {
+            tracing::info!("PGDATA is not empty any more: nothing is restored to {target}");
+            return;
+        }
         let Err(why) = restore(&context, &jobs, &target).await else { return };
         let wait = WAIT.as_secs();
-        hold(
-            &context,
-            format!("PGDATA is empty and cannot be restored to {target}: {why}; trying again in {wait} s"),
-        )
-        .await;
+        let text = format!(
+            "PGDATA is empty and cannot be restored to {target}: {why}; trying again in {wait} s"
+        );
+        hold(&context, text).await;
         sleep(WAIT).await;
     }
+}
+
+/// Whether there is nothing that could be lost.
+fn is_empty(context: &Context) -> bool {
+    let content = context.server.as_ref().map(|side| pgdata::content(&side.data_dir));
+    matches!(content, Some(Ok(Content::Empty)))
 }
 
 /// The error is why it did not begin. What comes after the beginning is the restore's own affair:
@@ -60,14 +73,24 @@ async fn restore(
     let spec = RestoreSpec { backup_after, ..plan.spec() };
     let submission = Submission {
         spec: JobSpec::Restore(spec),
-        trigger: Trigger::Event("bootstrap".to_owned()),
+        trigger: Trigger::Event(TRIGGER.to_owned()),
         by: "headrest".to_owned(),
-        on_conflict: OnConflict::Queue,
+        // What somebody else has begun meanwhile goes before; the next try sees what came of it.
+        on_conflict: OnConflict::Refuse,
         idempotency_key: None,
     };
+    if server.archiving == Archiving::Off {
+        copies::mark(&server.state_dir, None).map_err(|error| error.to_string())?;
+    }
     let job = jobs.submit(submission).await.map_err(|denied| denied.to_string())?;
     match jobs.finished(job.id).await {
-        Ok(job) if matches!(job.state, JobState::Succeeded | JobState::Warned) => {}
+        Ok(job) if matches!(job.state, JobState::Succeeded | JobState::Warned) => {
+            if server.archiving == Archiving::Off
+                && let Err(error) = copies::mark(&server.state_dir, Some(&server.data_dir))
+            {
+                tracing::error!("cannot note in PGDATA that this is a copy: {error}");
+            }
+        }
         Ok(_) | Err(_) => {
             let text = format!("restore {} of an empty PGDATA did not succeed", job.id);
             hold(context, text).await;
@@ -77,7 +100,7 @@ async fn restore(
 }
 
 /// A Headrest that has only just come here knows of no names and transactions where in the WAL
-/// they are. Every backup that ended before will do, so the first one does if any does.
+/// they are. Every backup that ended before will do, so the oldest that can be planned with is taken.
 async fn plan(
     context: &Context,
     jobs: &JobsHandle,
@@ -86,17 +109,22 @@ async fn plan(
 ) -> Result<Plan, String> {
     let planner = Planner::new(context.clone());
     let mut request = PlanRequest::to(target.clone());
-    let planned = planner.plan(stanza, request.clone(), jobs.lane(stanza)).await;
-    let planned = match planned {
-        Err(PlanError::Refused(Unreachable::UnknownPlace(_))) => {
-            let seen = context.catalog.observe(stanza, Freshness::Within(FRESH_ENOUGH)).await;
-            let seen = seen.map_err(|error| telemetry::chain(&error))?;
-            let first = seen.stanza.backups.iter().min_by_key(|backup| backup.stopped_at);
-            request.wish.set = first.map(|backup| backup.label.clone());
-            planner.plan(stanza, request, jobs.lane(stanza)).await
+    let mut planned = planner.plan(stanza, request.clone(), jobs.lane(stanza)).await;
+    if matches!(planned, Err(PlanError::Refused(Unreachable::UnknownPlace(_)))) {
+        let seen = context.catalog.observe(stanza, Freshness::Within(FRESH_ENOUGH)).await;
+        let seen = seen.map_err(|error| telemetry::chain(&error))?;
+        let newest_database = seen.stanza.backups.iter().map(|backup| backup.database_id).max();
+        let mut backups: Vec<_> = seen.stanza.backups.iter().collect();
+        backups.retain(|backup| Some(backup.database_id) == newest_database);
+        backups.sort_by_key(|backup| backup.stopped_at);
+        for backup in backups {
+            request.wish.set = Some(backup.label.clone());
+            planned = planner.plan(stanza, request.clone(), jobs.lane(stanza)).await;
+            if planned.is_ok() {
+                break;
+            }
         }
-        planned => planned,
-    };
+    }
     planned.map_err(|error| telemetry::chain(&error))
 }
 

@@ -27,6 +27,8 @@ pub struct ServerSide {
     pub stanza: StanzaName,
     /// PGDATA.
     pub data_dir: PathBuf,
+    /// Headrest's own directory.
+    pub state_dir: PathBuf,
     /// Whether its WAL is archived; without that nothing is backed up or restored in place.
     pub archiving: Archiving,
     /// PostgreSQL's programs.

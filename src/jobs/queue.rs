@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::bootstrap;
 use super::context::Context;
 use super::recorder::{Recorder, event};
 use super::restore::{self, Begin};
@@ -226,7 +227,7 @@ impl Queue {
         if spec.kind() == JobKind::Restore && !supervised {
             return Err(Denied::NotSupervised(stanza));
         }
-        self.is_archived(&spec)?;
+        self.is_archived(&spec, &trigger)?;
         let lane = self.lanes.entry(stanza.clone()).or_default();
         let mut cancelled = None;
         let restore_waits = lane.waiting.iter().find(|job| job.spec.kind() == JobKind::Restore);
@@ -287,11 +288,19 @@ impl Queue {
 
     /// Nothing is backed up without archiving, and nothing restored but an empty PGDATA: what the
     /// archive does not have would be lost.
-    fn is_archived(&self, spec: &JobSpec) -> Result<(), Denied> {
+    fn is_archived(&self, spec: &JobSpec, trigger: &Trigger) -> Result<(), Denied> {
         let stanza = spec.stanza();
         let side = self.context.server.as_ref().filter(|side| side.stanza == *stanza);
         let Some(side) = side else { return Ok(()) };
-        let whole = matches!(pgdata::content(&side.data_dir), Ok(Content::Cluster(_)));
+        let content = pgdata::content(&side.data_dir);
+        if *trigger == Trigger::Event(bootstrap::TRIGGER.to_owned())
+            && !matches!(content, Ok(Content::Empty))
+        {
+            return Err(Denied::NotEmpty(side.data_dir.clone()));
+        }
+        // What a restore that is under way leaves will be whole.
+        let busy = self.lanes.get(stanza).is_some_and(|lane| lane.running.is_some());
+        let whole = busy || matches!(content, Ok(Content::Cluster(_)));
         match side.archiving {
             Archiving::Ours => Ok(()),
             _ if spec.kind() == JobKind::Restore && !whole => Ok(()),

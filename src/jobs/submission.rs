@@ -1,5 +1,7 @@
 //! What is asked of the queue, and why it was not taken.
 
+use std::path::PathBuf;
+
 use crate::domain::StanzaName;
 use crate::domain::job::{JobId, JobKind, JobSpec, JobState, OnConflict, Trigger};
 use crate::domain::restore::{NotNow, Phase};
@@ -64,6 +66,9 @@ pub enum Denied {
     /// Restores need a server that Headrest can stop and start.
     #[error("Headrest does not supervise the PostgreSQL server of stanza {0}")]
     NotSupervised(StanzaName),
+    /// What was for an empty PGDATA finds something there.
+    #[error("PGDATA {} is not empty any more", .0.display())]
+    NotEmpty(PathBuf),
     /// Backups are turned off.
     #[error("backups of stanza {0} are turned off (HEADREST_BACKUPS=off)")]
     BackupsOff(StanzaName),

@@ -12,24 +12,32 @@ mod temporary;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
+use tokio::time::sleep;
 
 use self::scripts::Scripts;
 use self::temporary::TemporaryServer;
+use super::durable::write_durably;
 use super::install::Binaries;
 use super::pgdata::{self, Content};
 use crate::config::Contract;
 use crate::process::inspect::is_mount_point;
 use crate::process::{CaptureError, End, Program, capture};
 
+const MARK_TEXT: &str = "a first start was begun here and has not ended\n";
 const PATIENCE: Duration = Duration::from_mins(10);
-/// In PGDATA while the scripts of a first start run. No restore happens meanwhile, so it may.
+/// In PGDATA from the first moments of initdb to the end of a first start. No restore happens
+/// meanwhile, so it may.
 const MARK_IN_PGDATA: &str = "headrest-first-start-unfinished";
+/// Files in the state directory while they are needed.
+const PASSWORD: &str = "initdb-password";
+const NO_SETTINGS: &str = "first-start.conf";
+/// How often is looked whether initdb has begun to write.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// From this major version on data belongs into a directory of its version.
 const VERSIONED_LAYOUT: u16 = 18;
 
@@ -66,12 +74,15 @@ pub enum BootstrapError {
     },
     /// An earlier first start was cut short.
     #[error(
-        "an earlier first start in {} was cut short, so the cluster there is not whole; empty that \
-         directory and start again", data_dir.display()
+        "an earlier first start in {} was cut short, so the cluster there is not whole: empty that \
+         directory and start again. If it holds another, whole cluster by now, remove {} instead",
+        data_dir.display(), mark.display()
     )]
     CutShort {
         /// PGDATA.
         data_dir: PathBuf,
+        /// What says so.
+        mark: PathBuf,
     },
     /// Nobody said who may connect.
     #[error(
@@ -102,7 +113,7 @@ pub enum BootstrapError {
     #[error("initdb failed: {0}")]
     Initdb(String),
     /// The server would not start with its arguments.
-    #[error("postgres does not take its arguments, so no cluster is made: {0}")]
+    #[error("postgres does not take its arguments: {0}")]
     Arguments(String),
     /// The temporary server did not start or stop.
     #[error("the temporary server of the first start {0}")]
@@ -146,28 +157,53 @@ pub enum BootstrapError {
     },
 }
 
-/// Whether PGDATA is what an unfinished first start left.
-pub fn is_unfinished(data_dir: &Path, state_dir: &Path) -> bool {
-    mark_in_state(state_dir).exists() || data_dir.join(MARK_IN_PGDATA).exists()
+/// The mark that says that PGDATA is what an unfinished first start left.
+pub fn unfinished(data_dir: &Path, state_dir: &Path) -> Option<PathBuf> {
+    [mark_in_state(state_dir), data_dir.join(MARK_IN_PGDATA)].into_iter().find(|mark| mark.exists())
+}
+
+/// An empty PGDATA, or one that is being restored, is not what an earlier first start left.
+pub fn forget_unfinished(state_dir: &Path) {
+    let mark = mark_in_state(state_dir);
+    if let Err(error) = fs::remove_file(&mark)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!("cannot remove {}: {error}", mark.display());
+    }
+}
+
+/// Removes what a first start that was killed left in the state directory: there are secrets in it.
+pub fn remove_leftovers(state_dir: &Path) {
+    for name in [PASSWORD, "passwd", "group", scripts::STATEMENTS, scripts::EXPORTED, NO_SETTINGS] {
+        let path = state_dir.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("cannot remove {}: {error}", path.display());
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
 }
 
 fn mark_in_state(state_dir: &Path) -> PathBuf {
     state_dir.join("initdb-unfinished")
 }
 
-/// Makes a cluster if PGDATA is empty. Answers whether it made one.
+/// Makes a cluster if PGDATA is empty.
 pub async fn ensure_cluster(
     first: &FirstStart,
     binaries: &Binaries,
     env: &BTreeMap<String, String>,
-) -> Result<bool, BootstrapError> {
+) -> Result<(), BootstrapError> {
     let data_dir = &first.data_dir;
     let content = pgdata::content(data_dir).map_err(file("read", data_dir))?;
-    if content != Content::Empty && is_unfinished(data_dir, &first.state_dir) {
-        return Err(BootstrapError::CutShort { data_dir: data_dir.clone() });
+    if content != Content::Empty
+        && let Some(mark) = unfinished(data_dir, &first.state_dir)
+    {
+        return Err(BootstrapError::CutShort { data_dir: data_dir.clone(), mark });
     }
     match content {
-        Content::Cluster(_) | Content::HalfRestored(_) => return Ok(false),
+        Content::Cluster(_) | Content::HalfRestored(_) => return Ok(()),
         Content::Foreign => {
             return Err(BootstrapError::Foreign { data_dir: data_dir.clone() });
         }
@@ -176,21 +212,32 @@ pub async fn ensure_cluster(
     if let Some(contract) = &first.contract {
         make_as_agreed(first, contract, binaries, env).await?;
     } else {
-        let mark = begin(first)?;
+        begin(first)?;
         initdb(first, binaries, env, initdb_arguments(first, env)).await?;
         allow_identities(first)?;
+    }
+    for mark in [mark_in_state(&first.state_dir), data_dir.join(MARK_IN_PGDATA)] {
         fs::remove_file(&mark).map_err(file("remove", &mark))?;
     }
-    Ok(true)
+    Ok(())
 }
 
 /// On disk before initdb begins: after a power failure it is all that tells a torso apart.
-fn begin(first: &FirstStart) -> Result<PathBuf, BootstrapError> {
+fn begin(first: &FirstStart) -> Result<(), BootstrapError> {
     let mark = mark_in_state(&first.state_dir);
-    write_durably(&mark, "initdb was started here and has not ended\n")
-        .map_err(file("write", &mark))?;
+    write_durably(&mark, MARK_TEXT).map_err(file("write", &mark))?;
     tracing::info!(pgdata = %first.data_dir.display(), "making a new cluster with initdb");
-    Ok(mark)
+    Ok(())
+}
+
+/// initdb wants an empty directory when it begins, and no longer. From then on the mark goes where
+/// the volume goes.
+async fn mark_pgdata(first: &FirstStart) -> Result<(), BootstrapError> {
+    while pgdata::major_version(&first.data_dir).is_none() {
+        sleep(LOOK_EVERY).await;
+    }
+    let mark = first.data_dir.join(MARK_IN_PGDATA);
+    write_durably(&mark, MARK_TEXT).map_err(file("write", &mark))
 }
 
 /// The first start of a container.
@@ -210,15 +257,19 @@ async fn make_as_agreed(
     let mut scripts = Scripts::new(first, contract, binaries, env);
     // Before anything is made: a directory that cannot be read is found now or too late.
     let files = scripts.list().await?;
-    let encryption = password_encryption(first, binaries, env).await?;
+    // With arguments that no server takes none is made. Of a configuration file in PGDATA that can
+    // only be told afterwards.
+    let own_file = first.server_args.iter().any(|arg| arg.contains("config_file"));
+    let early =
+        if own_file { None } else { Some(password_encryption(first, binaries, env, false).await?) };
     if trusting {
         tracing::warn!(
             "POSTGRES_HOST_AUTH_METHOD is trust: everybody who can reach the port may connect, as \
              every user, without a password"
         );
     }
-    let mark = begin(first)?;
-    let password = first.state_dir.join("initdb-password");
+    begin(first)?;
+    let password = first.state_dir.join(PASSWORD);
     // initdb writes the name into SQL as it is, so one with a quote in it is given afterwards.
     let rename = contract.user.contains('"');
     let user = if rename { "postgres" } else { &contract.user };
@@ -245,23 +296,18 @@ async fn make_as_agreed(
     listen_everywhere(&first.data_dir)?;
     let method = match &contract.host_auth_method {
         Some(method) => method.clone(),
-        None => method_of(first, encryption)?,
+        None => match early {
+            Some(encryption) => method_of(first, encryption)?,
+            None => password_encryption(first, binaries, env, true).await?,
+        },
     };
     allow_hosts(&first.data_dir, &method)?;
 
-    let in_pgdata = first.data_dir.join(MARK_IN_PGDATA);
-    let more = !files.is_empty() || contract.database != "postgres" || rename;
-    if more {
-        write_durably(&in_pgdata, "the scripts of a first start run here and have not ended\n")
-            .map_err(file("write", &in_pgdata))?;
-    }
-    fs::remove_file(&mark).map_err(file("remove", &mark))?;
-    if more {
+    if !files.is_empty() || contract.database != "postgres" || rename {
         let server = TemporaryServer::start(first, contract, binaries, env).await?;
         let done = run_scripts(&mut scripts, contract, &files, rename).await;
         server.stop().await?;
         done?;
-        fs::remove_file(&in_pgdata).map_err(file("remove", &in_pgdata))?;
     }
     tracing::info!("first start: PostgreSQL init process complete; ready for start up");
     Ok(())
@@ -296,17 +342,28 @@ async fn initdb(
     program.args = args;
     program.env.clone_from(env);
     let invented = if first.os_user_has_entry { None } else { invent_user(first, &mut program)? };
-    let captured = capture(program, PATIENCE).await?;
+    let work = capture(program, PATIENCE);
+    tokio::pin!(work);
+    let captured = tokio::select! {
+        captured = &mut work => captured?,
+        marked = mark_pgdata(first) => {
+            let captured = work.await?;
+            if captured.end.is_success() {
+                marked?;
+            }
+            captured
+        }
+    };
     for path in invented.into_iter().flatten() {
         fs::remove_file(&path).map_err(file("remove", &path))?;
     }
     if captured.end.is_success() {
-        return Ok(());
+        // Quicker than we have looked.
+        return mark_pgdata(first).await;
     }
     // initdb removes what it made when it fails by itself.
     if pgdata::content(&first.data_dir).is_ok_and(|content| content == Content::Empty) {
-        let mark = mark_in_state(&first.state_dir);
-        fs::remove_file(&mark).map_err(file("remove", &mark))?;
+        forget_unfinished(&first.state_dir);
     }
     Err(BootstrapError::Initdb(captured.stderr.replace('\n', " ")))
 }
@@ -394,25 +451,29 @@ fn listen_everywhere(data_dir: &Path) -> Result<(), BootstrapError> {
     write_durably(&path, &(text.join("\n") + "\n")).map_err(file("write", &path))
 }
 
-/// What the server's arguments make of `password_encryption`. Asked before there is a cluster: with
-/// arguments that no server takes none is made.
+/// The server's `password_encryption`, and whether it takes its arguments at all: asked with the
+/// cluster's own configuration, or with none.
 async fn password_encryption(
     first: &FirstStart,
     binaries: &Binaries,
     env: &BTreeMap<String, String>,
+    of_cluster: bool,
 ) -> Result<String, BootstrapError> {
-    let nothing = first.state_dir.join("first-start.conf");
-    write_durably(&nothing, "").map_err(file("write", &nothing))?;
+    let nothing = first.state_dir.join(NO_SETTINGS);
+    let directory = if of_cluster { &first.data_dir } else { &first.state_dir };
     let mut program = Program::new(binaries.program("postgres"));
-    program.args =
-        ["-D", &first.state_dir.display().to_string(), "-C", "password_encryption", "-c"]
-            .map(str::to_owned)
-            .to_vec();
-    program.args.push(format!("config_file={}", nothing.display()));
+    let directory = directory.display().to_string();
+    program.args = ["-D", &directory, "-C", "password_encryption"].map(str::to_owned).to_vec();
+    if !of_cluster {
+        write_durably(&nothing, "").map_err(file("write", &nothing))?;
+        program.args.extend(["-c".to_owned(), format!("config_file={}", nothing.display())]);
+    }
     program.args.extend(first.server_args.iter().cloned());
     program.env.clone_from(env);
     let captured = capture(program, PATIENCE).await?;
-    fs::remove_file(&nothing).map_err(file("remove", &nothing))?;
+    if !of_cluster {
+        fs::remove_file(&nothing).map_err(file("remove", &nothing))?;
+    }
     if !captured.end.is_success() {
         return Err(BootstrapError::Arguments(captured.stderr.replace('\n', " ")));
     }
@@ -423,7 +484,7 @@ async fn password_encryption(
 /// or the one that initdb wrote.
 fn method_of(first: &FirstStart, of_arguments: String) -> Result<String, BootstrapError> {
     let name = "password_encryption";
-    if first.server_args.iter().any(|arg| arg.contains(name) || arg.contains("config_file")) {
+    if first.server_args.iter().any(|arg| arg.contains(name)) {
         return Ok(of_arguments);
     }
     let path = first.data_dir.join("postgresql.conf");
@@ -473,14 +534,6 @@ fn allow_identities(first: &FirstStart) -> Result<(), BootstrapError> {
         })
         .collect();
     write_durably(&hba, &(text.join("\n") + "\n")).map_err(file("write", &hba))
-}
-
-fn write_durably(path: &Path, text: &str) -> io::Result<()> {
-    let mut file =
-        fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    path.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
 }
 
 fn quoted(name: &str) -> String {

@@ -96,6 +96,8 @@ pub struct Facts {
     pub in_recovery: bool,
     /// `server_version`, e.g. `15.18 (Debian 15.18-0+deb12u1)`.
     pub version: String,
+    /// Whether it archives (`archive_mode`).
+    pub archives: bool,
     /// The archiver's statistics.
     pub archiver: ArchiverFacts,
 }
@@ -197,14 +199,15 @@ impl Connection {
             .row(
                 "SELECT pg_is_in_recovery(), current_setting('server_version'), archived_count, \
                  last_archived_wal, extract(epoch FROM last_archived_time) * 1000000, \
-                 failed_count, last_failed_wal, extract(epoch FROM last_failed_time) * 1000000 \
-                 FROM pg_stat_archiver",
+                 failed_count, last_failed_wal, extract(epoch FROM last_failed_time) * 1000000, \
+                 current_setting('archive_mode') <> 'off' FROM pg_stat_archiver",
                 PATIENCE,
             )
             .await?;
         Ok(Facts {
             in_recovery: row.is_true(0),
             version: row.text(1).unwrap_or_default(),
+            archives: row.is_true(8),
             archiver: ArchiverFacts {
                 archived_count: row.parse(2).unwrap_or(0),
                 last_archived_wal: row.text(3),

@@ -79,6 +79,17 @@ pub struct FencedStart {
     pub setting_floors: BTreeMap<String, u64>,
 }
 
+/// The making of a cluster, on a first start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Making {
+    /// None is made, or it is made.
+    Nothing,
+    /// One is being made.
+    UnderWay,
+    /// None could be made, and why.
+    Failed(String),
+}
+
 /// What is known of the server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Status {
@@ -110,12 +121,10 @@ pub struct Status {
     pub version: Option<String>,
     /// `pg_stat_archiver`, as of some seconds ago.
     pub archiver: Option<ArchiverFacts>,
-    /// Whether initdb runs at present.
-    pub initializing: bool,
-    /// Whether this Headrest made the cluster.
-    pub first_start: bool,
-    /// Why the cluster could not be made.
-    pub first_start_failed: Option<String>,
+    /// Whether it stays down on purpose, and waits for somebody.
+    pub held: bool,
+    /// What has become of the cluster that is to be made.
+    pub making: Making,
 }
 
 /// Who gives a command.
@@ -273,15 +282,14 @@ impl Status {
             address: None,
             version: None,
             archiver: None,
-            initializing: false,
-            first_start: false,
-            first_start_failed: None,
+            held: false,
+            making: Making::Nothing,
         }
     }
 
     /// Whether nothing of the server runs, not even what makes its cluster.
     pub fn is_down(&self) -> bool {
-        !self.state.has_process() && !self.initializing
+        !self.state.has_process() && self.making != Making::UnderWay
     }
 
     /// Whether clients can write.

@@ -96,9 +96,19 @@ pub fn holding_open(file: &Path) -> Vec<Pid> {
 /// Whether something is mounted at a path. Its device says nothing: a volume may be a directory of
 /// the same file system (proc(5), `mountinfo`).
 pub fn is_mount_point(path: &Path) -> bool {
+    mount_root(path).is_some()
+}
+
+/// Which directory of its file system is mounted at a path.
+pub fn mount_root(path: &Path) -> Option<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let shown = path.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040");
-    mounts.lines().filter_map(|line| line.split(' ').nth(4)).any(|point| point == shown)
+    // The last one covers those before it.
+    let mut lines = mounts.lines().rev().map(|line| line.split(' ').skip(3));
+    lines.find_map(|mut fields| {
+        let (root, point) = (fields.next()?, fields.next()?);
+        (point == shown).then(|| root.to_owned())
+    })
 }
 
 fn all_pids() -> impl Iterator<Item = Pid> {

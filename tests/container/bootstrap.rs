@@ -69,6 +69,15 @@ fn an_empty_volume_is_restored_and_the_copy_leaves_the_archive_alone(base: Base)
         again.sql("SELECT pg_switch_wal()");
         again.stop();
     }
+    // Nor when nothing is kept but the data, and it is told that backups are off.
+    for more in [&[][..], &["-e", "HEADREST_BACKUPS=off"]] {
+        let data = data.at("/var/lib/postgresql");
+        let options = [&["-v", &repository, "-v", &data][..], more];
+        let again = Container::run(base, &options.concat(), &[]).ready();
+        assert_eq!(rows(&again), "1,2,100");
+        assert_eq!(again.sql("SHOW archive_mode"), "off");
+        again.stop();
+    }
     // The original never noticed.
     original.sql("INSERT INTO t VALUES (3)");
     original.switch();

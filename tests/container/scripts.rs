@@ -49,7 +49,8 @@ X
             psql -U "$POSTGRES_USER" -d "$POSTGRES_DB" -c \
                 "INSERT INTO ran (name) VALUES ('F.sh ' || '$FROM_E $OF_THE_CONTAINER $POSTGRES_PASSWORD')"
 X
-        chmod +x F.sh
+        echo "psql -U postgres -d app -c \"INSERT INTO ran (name) VALUES ('G.sh')\"" >G.sh
+        chmod +x F.sh G.sh
         echo nonsense >g.txt; echo nonsense >h.sql.bak; echo "nonsense;" >.hidden.sql
     "#;
     let volume = scripts(base, write);
@@ -65,7 +66,7 @@ X
     ];
     let container = Container::run(base, &options, &[]).connecting_as("postgres", "app").ready();
     let ran = container.sql("SELECT name FROM ran ORDER BY n");
-    assert_eq!(ran, "a.sql\nB.sql.gz\nc.sql.xz\nD.sql.zst\ne.sh\nF.sh set in e outer pw");
+    assert_eq!(ran, "a.sql\nB.sql.gz\nc.sql.xz\nD.sql.zst\ne.sh\nF.sh set in e outer pw\nG.sh");
     assert_eq!(container.sql("SHOW work_mem"), "12MB");
     assert_eq!(container.sql("SELECT count(*) FROM pg_database WHERE datname = 'docker'"), "1");
     let logs = container.logs();
@@ -75,7 +76,7 @@ X
     container.stop();
     container.start_again();
     container.wait_ready();
-    assert_eq!(container.sql("SELECT count(*) FROM ran"), "6");
+    assert_eq!(container.sql("SELECT count(*) FROM ran"), "7");
     let left = container.exec(&["sh", "-c", "ls /var/lib/headrest $PGDATA | grep -i first-start"]);
     assert_eq!(left.out, "");
 }
@@ -102,6 +103,27 @@ fn a_script_that_fails_ends_the_container_and_is_remembered(base: Base) {
 }
 
 fn an_init_that_is_cut_short_is_never_taken_for_a_finished_one(base: Base) {
+    // In initdb itself, with nothing but the data kept.
+    let data = Volume::new();
+    let at = data.at("/var/lib/postgresql");
+    let container = Container::run(base, &["-v", &at, "-e", "POSTGRES_PASSWORD=x"], &[]);
+    let line = format!(
+        "until [ -e {}/global/pg_control ]; do :; done; kill -9 $(cat /proc/1/task/1/children)",
+        base.pgdata
+    );
+    container.exec(&["sh", "-c", &line]);
+    container.wait_end();
+    drop(container);
+    let said = run_once(base, &["-v", &at, "-e", "POSTGRES_PASSWORD=x"], &[]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.bad().contains("cut short"));
+    // What it says to do is enough.
+    let empty = format!("find {} -mindepth 1 -delete", base.pgdata);
+    run_once(base, &["-v", &at], &["sh", "-ec", &empty]).good();
+    let container = Container::run(base, &["-v", &at, "-e", "POSTGRES_PASSWORD=x"], &[]).ready();
+    assert_eq!(container.exec(&["sh", "-c", "ls $PGDATA | grep headrest"]).out, "");
+    drop(container);
+
     let files = scripts(base, "echo 'CREATE TABLE first (); SELECT pg_sleep(600)' >a.sql");
     let data = Volume::new();
     let (files, data) = (files.at(DIRECTORY), data.at("/var/lib/postgresql"));

@@ -170,7 +170,6 @@ fn an_initdb_that_was_cut_short_is_never_started() {
                 if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
                     .unwrap();
             }
-            fs::remove_file(instance.root.join("state/initdb-unfinished")).unwrap();
             instance.order("start");
         }
         instance.wait_ready();

@@ -16,6 +16,10 @@ use crate::config::Contract;
 use crate::postgres::install::{Binaries, is_executable};
 use crate::process::{End, Output, Program, capture};
 
+/// Files in the state directory while they are needed.
+pub(super) const STATEMENTS: &str = "first-start.sql";
+pub(super) const EXPORTED: &str = "first-start.env";
+
 /// For sourced scripts: the one function of the official entrypoint that they are known to call.
 const PRELUDE: &str = r#"
 docker_process_sql() {
@@ -101,7 +105,7 @@ impl<'a> Scripts<'a> {
     /// rename themselves, so somebody else does it. In a file, because a command line can be read
     /// by others and the password is in it.
     pub(super) async fn rename_superuser(&self) -> Result<(), BootstrapError> {
-        let path = self.first.state_dir.join("first-start.sql");
+        let path = self.first.state_dir.join(STATEMENTS);
         let name = super::quoted(&self.contract.user);
         let password = self.contract.password.as_ref().map_or("NULL".to_owned(), |password| {
             // With escapes, so that no setting changes what a backslash means.
@@ -149,8 +153,9 @@ impl<'a> Scripts<'a> {
         let end = match kind(path) {
             Kind::Shell if is_executable(path) => {
                 tracing::info!("first start: running {shown}");
-                let mut program = Program::new(path);
-                program.env.clone_from(&self.env);
+                // By a shell: it also runs what has no first line.
+                let mut program = self.bash("\"$1\"");
+                program.args.push(shown.to_string());
                 run(program).await?
             }
             Kind::Shell => {
@@ -179,20 +184,23 @@ impl<'a> Scripts<'a> {
 
     /// Sources a script; what it exports counts for those after it.
     async fn source(&mut self, path: &Path) -> Result<End, BootstrapError> {
-        let exported = self.first.state_dir.join("first-start.env");
-        let _ = fs::remove_file(&exported);
+        let exported = self.first.state_dir.join(EXPORTED);
+        // Secrets will be in it: it is nobody else's from the beginning.
+        super::write_durably(&exported, "").map_err(file("write", &exported))?;
         let mut program = self.bash(PRELUDE);
         program.args.extend([path.display().to_string(), exported.display().to_string()]);
         let end = run(program).await?;
-        // Not there when the script ended the shell by itself.
-        if let Ok(text) = fs::read_to_string(&exported) {
+        let text = fs::read(&exported).map_err(file("read", &exported))?;
+        fs::remove_file(&exported).map_err(file("remove", &exported))?;
+        // Empty when the script ended the shell by itself.
+        if !text.is_empty() {
+            let text = String::from_utf8_lossy(&text);
             self.env = text
                 .split('\0')
                 .filter_map(|pair| pair.split_once('='))
                 .filter(|(name, _)| !name.starts_with("BASH_FUNC_"))
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .collect();
-            fs::remove_file(&exported).map_err(file("remove", &exported))?;
         }
         Ok(end)
     }

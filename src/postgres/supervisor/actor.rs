@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use super::launch::{self, Postmaster};
 use super::leaving::{self, Leaving};
 use super::prepare::{Obstacle, Prepared, prepare};
-use super::{Actor, Command, FencedStart, Order, Refusal, Settings, Status};
+use super::{Actor, Archiving, Command, FencedStart, Making, Order, Refusal, Settings, Status};
 use crate::clock;
 use crate::domain::restart::{RestartPolicy, Verdict};
 use crate::postgres::bootstrap::{self, BootstrapError};
@@ -82,7 +82,7 @@ pub(super) struct Supervisor {
     /// Since when processes of an ended postmaster are in the way of a start.
     orphans_since: Option<Instant>,
     look_at: Instant,
-    initdb: Option<JoinHandle<Result<bool, BootstrapError>>>,
+    initdb: Option<JoinHandle<Result<(), BootstrapError>>>,
 }
 
 impl Supervisor {
@@ -198,6 +198,7 @@ impl Supervisor {
             Order::Hold(reason) => {
                 if !state.has_process() {
                     self.give_up(reason);
+                    self.status.send_modify(|status| status.held = true);
                 }
                 Ok(())
             }
@@ -235,6 +236,7 @@ impl Supervisor {
         self.fenced = fenced;
         self.policy.reset();
         (self.restart_at, self.awaited, self.orphans_since) = (None, None, None);
+        self.status.send_if_modified(|status| std::mem::take(&mut status.held));
         self.start().await;
         Ok(())
     }
@@ -263,7 +265,7 @@ impl Supervisor {
             initdb.abort();
             self.stop_after_initdb = false;
             self.change(ServerEvent::StayDown, Some("cut short in its first start".to_owned()));
-            self.status.send_modify(|status| status.initializing = false);
+            self.status.send_modify(|status| status.making = Making::Nothing);
         }
         let Some((rung, _)) = self.stopping else { return };
         if let Some(leaving) = &mut self.leaving {
@@ -314,7 +316,7 @@ impl Supervisor {
                 );
                 let work = async move { bootstrap::ensure_cluster(&first, &binaries, &env).await };
                 self.initdb = Some(tokio::spawn(work));
-                self.status.send_modify(|status| status.initializing = true);
+                self.status.send_modify(|status| status.making = Making::UnderWay);
             }
             Err(Obstacle::Passing(reason)) => {
                 tracing::warn!("PostgreSQL is not started yet: {reason}");
@@ -357,12 +359,11 @@ impl Supervisor {
         });
     }
 
-    async fn on_initdb(&mut self, made: Result<bool, BootstrapError>) {
-        self.status.send_modify(|status| status.initializing = false);
+    async fn on_initdb(&mut self, made: Result<(), BootstrapError>) {
+        self.status.send_modify(|status| status.making = Making::Nothing);
         let stop = std::mem::take(&mut self.stop_after_initdb);
         match made {
-            Ok(made) => {
-                self.status.send_modify(|status| status.first_start |= made);
+            Ok(()) => {
                 if stop {
                     self.change(ServerEvent::StayDown, Some("stopped as asked".to_owned()));
                 } else {
@@ -371,7 +372,7 @@ impl Supervisor {
             }
             Err(error) => {
                 let reason = crate::telemetry::chain(&error);
-                self.status.send_modify(|status| status.first_start_failed = Some(reason.clone()));
+                self.status.send_modify(|status| status.making = Making::Failed(reason.clone()));
                 self.give_up(reason);
             }
         }
@@ -534,7 +535,10 @@ impl Supervisor {
                     self.change(ServerEvent::AnswersInRecovery, None);
                 } else {
                     self.ready_since.get_or_insert_with(Instant::now);
-                    self.change(ServerEvent::TakesWrites, None);
+                    let odd = self.archives_otherwise(facts.archives);
+                    if self.state() != ServerState::Stopping {
+                        self.change(ServerEvent::TakesWrites, odd);
+                    }
                 }
                 self.status.send_if_modified(|status| {
                     let (version, archiver) = (Some(facts.version), Some(facts.archiver));
@@ -548,6 +552,33 @@ impl Supervisor {
                 self.connection = None;
                 self.went_silent();
             }
+        }
+    }
+
+    /// What is wrong with a server that somebody else has started (`pg_ctl start`): whether it archives
+    /// is on our command line, and it does not have that. A copy that archives is started again.
+    fn archives_otherwise(&mut self, archives: bool) -> Option<String> {
+        let by_restart = "restart it: POST /api/v1/processes/postgres/restart";
+        match self.settings.archiving {
+            Archiving::Ours if !archives => {
+                let reason = format!(
+                    "this server was started by somebody else, without archiving: nothing that is \
+                     committed is backed up. To have it archive, {by_restart}"
+                );
+                if self.status.borrow().reason.as_ref() != Some(&reason) {
+                    tracing::error!("{reason}");
+                }
+                Some(reason)
+            }
+            Archiving::Off if archives => {
+                let reason = "this server is a copy and was started with archiving by somebody else; \
+                              restarting it without";
+                tracing::error!("{reason}");
+                self.stop(self.state());
+                self.start_after_stop = true;
+                Some(reason.to_owned())
+            }
+            Archiving::Ours | Archiving::Off | Archiving::NotOurs => None,
         }
     }
 
@@ -644,8 +675,8 @@ async fn ended(postmaster: &mut Option<Postmaster>) -> End {
 }
 
 async fn made(
-    initdb: &mut Option<JoinHandle<Result<bool, BootstrapError>>>,
-) -> Result<bool, BootstrapError> {
+    initdb: &mut Option<JoinHandle<Result<(), BootstrapError>>>,
+) -> Result<(), BootstrapError> {
     match initdb {
         Some(task) => {
             let made = task.await;

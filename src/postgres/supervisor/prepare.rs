@@ -37,7 +37,10 @@ pub(super) fn prepare(
     let unreadable = |error| Obstacle::Lasting(format!("cannot look at PGDATA {shown}: {error}"));
     let content = pgdata::content(pgdata).map_err(unreadable)?;
     // A restore replaces what an unfinished first start left.
-    let unfinished = !fenced && bootstrap::is_unfinished(pgdata, &settings.state_dir);
+    if fenced || content == Content::Empty {
+        bootstrap::forget_unfinished(&settings.state_dir);
+    }
+    let unfinished = bootstrap::unfinished(pgdata, &settings.state_dir).is_some();
     match content {
         Content::Empty | Content::Foreign if may_initdb => return Ok(Prepared::Initdb),
         Content::Empty | Content::Foreign => {
