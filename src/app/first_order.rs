@@ -107,3 +107,70 @@ async fn unfinished_recovery(server: &ServerSide) -> Option<&'static str> {
     let facts = control.map(|control| control.facts()).filter(|facts| facts.out_of_recovery);
     pgdata::unfinished_recovery(&server.data_dir, facts.map(|facts| facts.timeline))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Whether a server archives, by what it is told, what it finds and what was marked.
+    #[test]
+    fn a_copy_never_archives_until_it_is_told_to() {
+        const LATEST: Option<&str> = Some("latest");
+        let on = Archiving::Ours;
+        let off = Archiving::Off;
+        // from, archive, backups, a cluster is there, had jobs, marks in state and PGDATA
+        let cases = [
+            (None, Switch::Off, Switch::On, true, false, false, false, on),
+            (None, Switch::Off, Switch::Off, true, true, false, false, Archiving::NotOurs),
+            // About to be made, or made under a Headrest whose state is lost.
+            (LATEST, Switch::Off, Switch::On, false, false, false, false, off),
+            (LATEST, Switch::Off, Switch::On, true, false, false, false, off),
+            (LATEST, Switch::Off, Switch::Off, false, false, false, false, off),
+            // The original, of which somebody says so by mistake.
+            (LATEST, Switch::Off, Switch::On, true, true, false, false, on),
+            (LATEST, Switch::On, Switch::On, false, false, false, false, on),
+            // Either mark will do, whatever else is said.
+            (None, Switch::Off, Switch::On, true, true, true, false, off),
+            (None, Switch::Off, Switch::On, true, false, false, true, off),
+            (None, Switch::Off, Switch::Off, true, true, false, true, off),
+            (None, Switch::Off, Switch::On, false, true, true, false, off),
+            (LATEST, Switch::On, Switch::On, true, true, true, true, on),
+            (None, Switch::On, Switch::Off, true, true, true, true, Archiving::NotOurs),
+        ];
+        for case in cases {
+            let (from, bootstrap_archive, backups, cluster, had_jobs, state, pgdata, expect) = case;
+            let dir = tempfile::tempdir().unwrap();
+            let (state_dir, data_dir) = (dir.path().join("state"), dir.path().join("data"));
+            fs::create_dir(&state_dir).unwrap();
+            fs::create_dir_all(data_dir.join("global")).unwrap();
+            if cluster {
+                fs::write(data_dir.join("PG_VERSION"), "15\n").unwrap();
+                fs::write(data_dir.join("global/pg_control"), "").unwrap();
+            } else {
+                fs::remove_dir(data_dir.join("global")).unwrap();
+            }
+            if state || pgdata {
+                copies::mark(&state_dir, pgdata.then_some(data_dir.as_path())).unwrap();
+            }
+            if !state && pgdata {
+                fs::remove_file(state_dir.join("copy")).unwrap();
+            }
+            let config = BackupsConfig {
+                backups,
+                bootstrap_from: from.map(|text| text.parse().unwrap()),
+                bootstrap_archive,
+            };
+            let answer = archiving(&config, &state_dir, &data_dir, had_jobs).unwrap();
+            assert_eq!(answer, expect, "{case:?}");
+            // A cluster that is one has both marks, so that either may be lost from now on.
+            let marked = copies::is_marked(&state_dir, &data_dir);
+            assert_eq!(marked, expect == off && (cluster || state), "{case:?}");
+            if marked && cluster {
+                fs::remove_dir_all(&state_dir).unwrap();
+                assert!(copies::is_marked(&state_dir, &data_dir), "{case:?}");
+            }
+        }
+    }
+}

@@ -119,6 +119,41 @@ fn a_backup_is_waited_for() {
     assert_eq!(rows(&copy), "1");
 }
 
+/// While it is waited for a backup somebody begins with a new cluster: that is theirs from then on.
+#[test]
+fn what_somebody_else_has_begun_is_left_alone() {
+    let backups = Volume::new();
+    let options = [
+        "-v",
+        &backups.at("/var/lib/pgbackrest"),
+        "-e",
+        "POSTGRES_PASSWORD=x",
+        "-e",
+        "HEADREST_BOOTSTRAP_FROM=immediate",
+        "-e",
+        "HEADREST_BOOTSTRAP_ARCHIVE=on",
+    ];
+    let container = Container::run(TRIXIE, &options, &[]);
+    let reason = || {
+        let server = container.http().get("/api/v1/processes/postgres").expect(200).json();
+        server["reason"].as_str().unwrap_or_default().to_owned()
+    };
+    until("it waits", SOON, || reason().contains("trying again").then_some(()));
+    // It is waited for, and nobody has failed.
+    assert_eq!(container.http().probe("/startupz"), Some(200));
+    container.http().post("/api/v1/processes/postgres/start", &json!({})).expect(200);
+    container.wait_ready();
+    // Now there is one that it could be restored to.
+    container.first_backup();
+    container.sql("CREATE TABLE t AS SELECT 1 AS x");
+    until("it is not waited any more", PATIENCE, || {
+        container.logs().contains("nothing is restored to immediate").then_some(())
+    });
+    assert_eq!(rows(&container), "1");
+    let jobs = container.http().get("/api/v1/jobs?kind=restore").expect(200).json();
+    assert_eq!(jobs["items"], json!([]), "{jobs:#}");
+}
+
 fn backups_can_be_off(base: Base) {
     let options = ["-e", "POSTGRES_PASSWORD=x", "-e", "HEADREST_BACKUPS=off"];
     let container = Container::run(base, &options, &[]).ready();

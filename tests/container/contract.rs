@@ -72,6 +72,13 @@ fn defaults_are_those_of_the_official_image(base: Base) {
     let hba = container.shell(&format!("tail -1 {}/pg_hba.conf", base.pgdata));
     assert_eq!(hba, "host all all all scram-sha-256");
     assert_eq!(container.inspect("{{.Config.StopSignal}}"), "SIGINT");
+    // "Locale Customization", as a derived image does it.
+    let define = "localedef -i de_DE -c -f UTF-8 -A /usr/share/locale/locale.alias de_DE.UTF-8";
+    assert!(
+        run_once(base, &[], &["sh", "-ec", &format!("{define}; locale -a")])
+            .good()
+            .contains("de_DE")
+    );
     // The entrypoint by its official name, for those who call it.
     let version = run_once(base, &["--entrypoint", "docker-entrypoint.sh"], &["postgres", "-V"]);
     assert!(version.good().contains(&format!(") {}", base.major)));

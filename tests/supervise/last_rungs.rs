@@ -1,12 +1,15 @@
 //! A server that does not go by itself: the rungs of a stop, and processes that are left behind.
 
+use std::fs;
+use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::running;
+use crate::support::files::postgres_program;
 use crate::support::instance::Instance;
 use crate::support::process::{self, Process};
 use crate::support::rows::Rows;
@@ -134,11 +137,10 @@ fn what_somebody_stops_in_order_stays_stopped() {
     let mut rows = Rows::in_new_table(&instance.sql, "t");
     rows.add(10);
     let pg_ctl = |args: &[&str]| {
-        let mut command =
-            std::process::Command::new(crate::support::files::postgres_program("pg_ctl"));
+        let mut command = Command::new(postgres_program("pg_ctl"));
         command.env_clear().args(args).arg("-D").arg(instance.data_dir()).current_dir("/");
         instance.user.run_as(&mut command);
-        let output = command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+        let output = command.stdin(Stdio::null()).stdout(Stdio::null());
         assert!(output.status().unwrap().success());
     };
     // `immediate` ends with code 0 as well, and is a crash to those who depend on the server.
@@ -153,7 +155,7 @@ fn what_somebody_stops_in_order_stays_stopped() {
     let server = instance.wait_server("down");
     assert!(server["reason"].as_str().unwrap().contains("not by Headrest"), "{server}");
     assert_eq!(server["restarts"], 1, "{server}");
-    assert_eq!(within(std::time::Duration::from_secs(3), || instance.postmaster()), None);
+    assert_eq!(within(Duration::from_secs(3), || instance.postmaster()), None);
     instance.order("start");
     instance.wait_server("ready");
 
@@ -187,4 +189,51 @@ fn what_somebody_stops_in_order_stays_stopped() {
     // And stops with it.
     instance.stop_server();
     assert_eq!(instance.control("Database cluster state"), "shut down");
+}
+
+/// `recovery_target_action = shutdown`: the server ends itself, because it was told to. Started again it
+/// would only do the same.
+#[test]
+fn a_server_that_was_to_shut_down_at_its_target_is_not_started_again() {
+    let (instance, _fake) = running();
+    let mut rows = Rows::in_new_table(&instance.sql, "t");
+    rows.add(10);
+    // What somebody restores by hand: a base backup, to be recovered to its own end.
+    let (data, copy) = (instance.data_dir(), instance.root.join("spool/copy"));
+    let mut backup = Command::new(postgres_program("pg_basebackup"));
+    backup.env_clear().current_dir("/").args(["-U", "postgres", "-X", "fetch", "-c", "fast"]);
+    backup.arg("-D").arg(&copy).arg("-h").arg(&instance.sql.socket_dir);
+    backup.args(["-p", &instance.sql.port.to_string()]);
+    instance.user.run_as(&mut backup);
+    assert!(backup.status().unwrap().success());
+    instance.stop_server();
+    fs::rename(&data, instance.root.join("data-before")).unwrap();
+    fs::rename(&copy, &data).unwrap();
+    let settings = data.join("postgresql.auto.conf");
+    let good = fs::read_to_string(&settings).unwrap();
+    let recover = |action: &str| {
+        let recovery = format!(
+            "{good}restore_command = 'false'\nrecovery_target = 'immediate'\n\
+             recovery_target_action = '{action}'\n"
+        );
+        fs::write(&settings, recovery).unwrap();
+    };
+    recover("shutdown");
+    let signal = data.join("recovery.signal");
+    fs::write(&signal, "").unwrap();
+    instance.user.own(&signal);
+    instance.order("start");
+    let server = until("it has shut itself down", PATIENCE, || {
+        let server = instance.server();
+        let reason = server["reason"].as_str().unwrap_or_default().to_owned();
+        (server["state"] == "down" && reason.contains("shut down in order")).then_some(server)
+    });
+    assert_eq!(server["restarts"], 0, "{server}");
+    assert_eq!(instance.control("Database cluster state"), "shut down in recovery");
+    assert_eq!(within(Duration::from_secs(3), || instance.postmaster()), None);
+    // Somebody decides otherwise.
+    recover("promote");
+    instance.order("start");
+    instance.wait_server("ready");
+    rows.check();
 }
