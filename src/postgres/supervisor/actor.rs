@@ -1,5 +1,8 @@
 //! The supervisor's loop.
 
+mod aftermath;
+mod looking;
+
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -7,16 +10,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
+use self::aftermath::Awaited;
 use super::launch::{self, Postmaster};
 use super::leaving::{self, Leaving};
 use super::prepare::{Obstacle, Prepared, prepare};
-use super::{Actor, Archiving, Command, FencedStart, Making, Order, Refusal, Settings, Status};
+use super::{Actor, Command, FencedStart, Making, Order, Refusal, Settings, Status};
 use crate::clock;
-use crate::domain::restart::{RestartPolicy, Verdict};
+use crate::domain::restart::RestartPolicy;
 use crate::postgres::bootstrap::{self, BootstrapError};
-use crate::postgres::client::{Address, Connection};
-use crate::postgres::control::ControlData;
-use crate::postgres::pgdata::{self, Occupant, PidFile, PostmasterStatus};
+use crate::postgres::client::Connection;
+use crate::postgres::pgdata;
 use crate::postgres::state::{ServerEvent, ServerState};
 use crate::postgres::stray;
 use crate::postgres::tail::Ring;
@@ -44,15 +47,6 @@ enum Rung {
     Fast,
     Immediate,
     Kill,
-}
-
-/// What brings back a server that is down, other than an order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Awaited {
-    /// Somebody stopped it without us (`pg_ctl stop`), and may start it again (`pg_ctl restart`).
-    Return,
-    /// This many bytes for its WAL.
-    Room(u64),
 }
 
 pub(super) struct Supervisor {
@@ -395,230 +389,11 @@ impl Supervisor {
         }
     }
 
-    /// Nothing of the server is left.
-    async fn on_gone(&mut self, end: End) {
-        let asked = self.stopping.take().is_some();
-        let ready_for = self.ready_since.take().map(|since| since.elapsed());
-        self.status.send_modify(|status| {
-            (status.pid, status.address, status.started_at) = (None, None, None);
-            (status.archiver, status.adopted) = (None, false);
-            status.last_exit = Some(end.to_string());
-        });
-        if asked {
-            tracing::info!("PostgreSQL has stopped ({end})");
-            self.change(ServerEvent::StoppedAsAsked, Some("stopped as asked".to_owned()));
-            if std::mem::take(&mut self.start_after_stop) {
-                self.start().await;
-            }
-            return;
-        }
-        self.lines.caught_up().await;
-        let said = self.lines.newest_with(&["PANIC:", "FATAL:"]);
-        let said = said.map_or(String::new(), |line| format!("; it said: {line}"));
-        let reason = format!("PostgreSQL {end}{said}");
-        tracing::error!("{reason}");
-        self.change(ServerEvent::Lost, Some(reason.clone()));
-        if self.status.borrow().fenced_by.is_some() {
-            // The restore that holds the fence decides what comes next.
-            self.change(ServerEvent::StayDown, Some(reason));
-            return;
-        }
-        if matches!(pgdata::occupant(&self.settings.config.data_dir), Ok(Occupant::Postmaster(_))) {
-            self.start().await;
-            return;
-        }
-        if self.was_stopped_by_somebody(end, ready_for.is_some()).await {
-            let reason = "PostgreSQL was shut down in order, but not by Headrest (pg_ctl?), so it \
-                          stays down; start it: POST /api/v1/processes/postgres/start";
-            tracing::warn!("{reason}");
-            self.change(ServerEvent::StayDown, Some(reason.to_owned()));
-            self.await_something(Awaited::Return);
-            return;
-        }
-        if let Some(room) = self.room_that_is_missing(&reason, ready_for.is_some()).await {
-            self.give_up(format!(
-                "{reason}. The disk of pg_wal is full: PostgreSQL is started as soon as {} MiB \
-                 are free there. Never remove files from pg_wal by hand",
-                room >> 20
-            ));
-            self.await_something(Awaited::Room(room));
-            return;
-        }
-        match self.policy.exited(clock::now(), ready_for, rand::random()) {
-            Verdict::RestartAfter(delay) => {
-                let wait = jiff::SignedDuration::try_from(delay).unwrap_or_default();
-                self.restart_at = Some(Instant::now() + delay);
-                self.status.send_modify(|status| {
-                    status.restarts += 1;
-                    status.next_start_at = Some(clock::now() + wait);
-                });
-            }
-            Verdict::GiveUp => self.give_up(format!(
-                "{reason}. Given up after ten exits within ten minutes; correct the cause and \
-                 start it: POST /api/v1/processes/postgres/start"
-            )),
-        }
-    }
-
-    fn await_something(&mut self, what: Awaited) {
-        self.awaited = Some(what);
-        self.look_at = Instant::now() + LOOK_DOWN;
-    }
-
-    async fn look_for_awaited(&mut self) {
-        self.look_at = Instant::now() + LOOK_DOWN;
-        let data_dir = &self.settings.config.data_dir;
-        let came = match self.awaited {
-            Some(Awaited::Return) => {
-                PidFile::read(data_dir).ok().flatten().is_some()
-                    && matches!(pgdata::occupant(data_dir), Ok(Occupant::Postmaster(_)))
-            }
-            Some(Awaited::Room(bytes)) => {
-                pgdata::free_bytes(&data_dir.join("pg_wal")).is_ok_and(|free| free >= bytes)
-            }
-            None => false,
-        };
-        if came {
-            self.awaited = None;
-            self.start().await;
-        }
-    }
-
-    /// Whether the server was shut down as people do it: the control data say so, which only an
-    /// orderly shutdown writes. The exit code alone does not: it is 0 after `pg_ctl stop -m
-    /// immediate`, too. And a server that could not even start leaves the control data of before.
-    async fn was_stopped_by_somebody(&self, end: End, was_ready: bool) -> bool {
-        let in_order = end.is_success() || (end == End::Unseen && was_ready);
-        in_order && self.control().await.is_some_and(|control| control.is_shut_down())
-    }
-
-    /// Bytes that must be free where WAL is written, when a lack of them ended the server.
-    async fn room_that_is_missing(&self, reason: &str, was_ready: bool) -> Option<u64> {
-        if was_ready && !reason.contains("No space left on device") {
-            return None;
-        }
-        let segment = self.control().await.map_or(16 << 20, |control| control.segment_size.get());
-        let room = segment * 2;
-        let free = pgdata::free_bytes(&self.settings.config.data_dir.join("pg_wal")).ok()?;
-        (free < room).then_some(room)
-    }
-
-    async fn control(&self) -> Option<ControlData> {
-        let settings = &self.settings;
-        ControlData::read(&settings.binaries, &settings.env, &settings.config.data_dir).await.ok()
-    }
-
     fn give_up(&mut self, reason: String) {
         tracing::error!("PostgreSQL stays down: {reason}");
         (self.restart_at, self.awaited) = (None, None);
         self.change(ServerEvent::GaveUp, Some(reason));
         self.status.send_modify(|status| status.next_start_at = None);
-    }
-
-    /// Looks whether the server answers, and what.
-    async fn look(&mut self) {
-        self.look_at = Instant::now() + LOOK_SERVING;
-        if self.state() == ServerState::Stopping {
-            return;
-        }
-        if self.connection.is_none() {
-            self.connect().await;
-        }
-        let Some(connection) = &self.connection else {
-            self.look_at = Instant::now() + LOOK_STARTING;
-            return;
-        };
-        match connection.facts().await {
-            Ok(facts) => {
-                if facts.in_recovery {
-                    self.look_at = Instant::now() + LOOK_RECOVERING;
-                    self.change(ServerEvent::AnswersInRecovery, None);
-                } else {
-                    self.ready_since.get_or_insert_with(Instant::now);
-                    let odd = self.archives_otherwise(facts.archives);
-                    if self.state() != ServerState::Stopping {
-                        self.change(ServerEvent::TakesWrites, odd);
-                    }
-                }
-                self.status.send_if_modified(|status| {
-                    let (version, archiver) = (Some(facts.version), Some(facts.archiver));
-                    let changed = status.version != version || status.archiver != archiver;
-                    (status.version, status.archiver) = (version, archiver);
-                    changed
-                });
-            }
-            Err(error) => {
-                tracing::warn!("PostgreSQL does not answer: {error}");
-                self.connection = None;
-                self.went_silent();
-            }
-        }
-    }
-
-    /// What is wrong with a server that somebody else has started (`pg_ctl start`): whether it archives
-    /// is on our command line, and it does not have that. A copy that archives is started again.
-    fn archives_otherwise(&mut self, archives: bool) -> Option<String> {
-        let by_restart = "restart it: POST /api/v1/processes/postgres/restart";
-        match self.settings.archiving {
-            Archiving::Ours if !archives => {
-                let reason = format!(
-                    "this server was started by somebody else, without archiving: nothing that is \
-                     committed is backed up. To have it archive, {by_restart}"
-                );
-                if self.status.borrow().reason.as_ref() != Some(&reason) {
-                    tracing::error!("{reason}");
-                }
-                Some(reason)
-            }
-            Archiving::Off if archives => {
-                let reason = "this server is a copy and was started with archiving by somebody else; \
-                              restarting it without";
-                tracing::error!("{reason}");
-                self.stop(self.state());
-                self.start_after_stop = true;
-                Some(reason.to_owned())
-            }
-            Archiving::Ours | Archiving::Off | Archiving::NotOurs => None,
-        }
-    }
-
-    /// Connects as soon as `postmaster.pid` says that it makes sense.
-    async fn connect(&mut self) {
-        let Ok(Some(file)) = PidFile::read(&self.settings.config.data_dir) else { return };
-        let ours = self.postmaster.as_ref().map(|p| p.pid().as_raw_nonzero().get());
-        let answers = matches!(file.status, PostmasterStatus::Ready | PostmasterStatus::Standby);
-        if ours != Some(file.pid) || !answers {
-            return;
-        }
-        let Some((port, socket_dir)) = file.port.zip(file.socket_dir) else { return };
-        let address = Address {
-            socket_dir,
-            port,
-            user: self.settings.config.superuser.clone(),
-            password: self.settings.password.clone(),
-        };
-        self.connections_made += 1;
-        let (number, lost) = (self.connections_made, self.lost.0.clone());
-        let notify = move || {
-            // A full channel means that we are told already.
-            let _ = lost.try_send(number);
-        };
-        match Connection::open(&address, notify).await {
-            Ok(connection) => {
-                self.connection = Some(connection);
-                self.status.send_modify(|status| status.address = Some(address));
-            }
-            // Not yet: "the database system is starting up". Anything else shows as a start that
-            // takes long, with the reason.
-            Err(error) => {
-                let reason = error.to_string();
-                self.status.send_if_modified(|status| {
-                    let changed = status.reason.as_ref() != Some(&reason);
-                    status.reason = Some(reason);
-                    changed
-                });
-            }
-        }
     }
 
     fn went_silent(&mut self) {
