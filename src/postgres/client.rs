@@ -96,15 +96,15 @@ pub struct Facts {
     pub in_recovery: bool,
     /// `server_version`, e.g. `15.18 (Debian 15.18-0+deb12u1)`.
     pub version: String,
-    /// Whether it archives (`archive_mode`).
-    pub archives: bool,
     /// The archiver's statistics.
     pub archiver: ArchiverFacts,
 }
 
-/// `pg_stat_archiver`.
+/// `pg_stat_archiver`, and `archive_mode`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ArchiverFacts {
+    /// Whether there is an archiver at all (`archive_mode`).
+    pub enabled: bool,
     /// Segments archived since the statistics began.
     pub archived_count: u64,
     /// The last one.
@@ -207,8 +207,8 @@ impl Connection {
         Ok(Facts {
             in_recovery: row.is_true(0),
             version: row.text(1).unwrap_or_default(),
-            archives: row.is_true(8),
             archiver: ArchiverFacts {
+                enabled: row.is_true(8),
                 archived_count: row.parse(2).unwrap_or(0),
                 last_archived_wal: row.text(3),
                 last_archived_at: row.micros(4),

@@ -181,6 +181,8 @@ fn what_somebody_stops_in_order_stays_stopped() {
     let reason = server["reason"].as_str().unwrap_or_default();
     assert!(reason.contains("without archiving"), "{server}");
     assert_eq!(instance.sql.run("SHOW archive_mode"), "off");
+    assert_eq!(server["archiver"]["enabled"], false, "{server}");
+    assert!(instance.http.get("/").expect(200).body.contains("archive_mode is off"));
     instance.order("restart");
     let server = instance.wait_server("ready");
     assert_eq!(server["reason"], Value::Null, "{server}");

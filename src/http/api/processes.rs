@@ -68,6 +68,8 @@ pub(in crate::http) struct ProcessView {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Archiver)]
 pub(in crate::http) struct ArchiverView {
+    /// Whether `archive_mode` is on.
+    enabled: bool,
     /// Whether the last attempt failed.
     failing: bool,
     /// Segments archived since the statistics began.
@@ -89,6 +91,7 @@ pub(in crate::http) struct ArchiverView {
 impl From<ArchiverFacts> for ArchiverView {
     fn from(archiver: ArchiverFacts) -> Self {
         Self {
+            enabled: archiver.enabled,
             failing: archiver.is_failing(),
             archived_count: archiver.archived_count,
             last_archived_wal: archiver.last_archived_wal,

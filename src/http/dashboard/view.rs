@@ -218,6 +218,11 @@ pub(super) fn archive_fact(status: &Status, now: Timestamp) -> Fact {
     let Some(archiver) = &status.archiver else {
         return fact(Tone::Busy, "not known", "PostgreSQL does not answer");
     };
+    if !archiver.enabled {
+        let detail =
+            "archive_mode is off: nothing that is committed is backed up; restart PostgreSQL";
+        return fact(Tone::Bad, "off", detail);
+    }
     if archiver.is_failing() {
         let wal = archiver.last_failed_wal.as_deref().unwrap_or("a segment");
         let when = archiver.last_failed_at.map(|at| moment(at, now).ago).unwrap_or_default();

@@ -29,7 +29,7 @@ impl Supervisor {
                     self.change(ServerEvent::AnswersInRecovery, None);
                 } else {
                     self.ready_since.get_or_insert_with(Instant::now);
-                    let odd = self.archives_otherwise(facts.archives);
+                    let odd = self.archives_otherwise(facts.archiver.enabled);
                     if self.state() != ServerState::Stopping {
                         self.change(ServerEvent::TakesWrites, odd);
                     }
