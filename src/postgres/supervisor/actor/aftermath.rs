@@ -42,9 +42,20 @@ impl Supervisor {
         let said = self.lines.newest_with(&["PANIC:", "FATAL:"]);
         let said = said.map_or(String::new(), |line| format!("; it said: {line}"));
         let reason = format!("PostgreSQL {end}{said}");
-        tracing::error!("{reason}");
+        let was_ready = ready_for.is_some();
+        let fenced = self.status.borrow().fenced_by.is_some();
+        // All is known before any of it is told.
+        let by_somebody = !fenced && self.was_stopped_by_somebody(end, was_ready).await;
+        let room = if fenced || by_somebody {
+            None
+        } else {
+            self.room_that_is_missing(&reason, was_ready).await
+        };
+        if !by_somebody {
+            tracing::error!("{reason}");
+        }
         self.change(ServerEvent::Lost, Some(reason.clone()));
-        if self.status.borrow().fenced_by.is_some() {
+        if fenced {
             // The restore that holds the fence decides what comes next.
             self.change(ServerEvent::StayDown, Some(reason));
             return;
@@ -53,7 +64,7 @@ impl Supervisor {
             self.start().await;
             return;
         }
-        if self.was_stopped_by_somebody(end, ready_for.is_some()).await {
+        if by_somebody {
             let reason = "PostgreSQL was shut down in order, but not by Headrest (pg_ctl?), so it \
                           stays down; start it: POST /api/v1/processes/postgres/start";
             tracing::warn!("{reason}");
@@ -61,7 +72,7 @@ impl Supervisor {
             self.await_something(Awaited::Return);
             return;
         }
-        if let Some(room) = self.room_that_is_missing(&reason, ready_for.is_some()).await {
+        if let Some(room) = room {
             self.give_up(format!(
                 "{reason}. The disk of pg_wal is full: PostgreSQL is started as soon as {} MiB \
                  are free there. Never remove files from pg_wal by hand",
