@@ -210,7 +210,9 @@ pub(in crate::http) async fn start(
     State(state): State<AppState>,
     Named(name): Named,
 ) -> Outcome<Json<ProcessView>> {
-    act(&state, &name, Order::Start, settled).await
+    // Down again is an end, too: a recovery that was to shut down at its target.
+    let over = |status: &Status| settled(status) || status.is_down();
+    act(&state, &name, Order::Start, over).await
 }
 
 /// Stops a process, fast, and waits until it is gone. Asked again meanwhile: immediately.
