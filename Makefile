@@ -105,17 +105,21 @@ test: packages rust
 	if $(CARGO) nextest --version >/dev/null 2>&1; then
 	    $(CARGO) test --locked --doc
 	    $(CARGO) nextest run --locked --no-fail-fast
-	    if $(MAKE) --no-print-directory engine; then
-	        $(MAKE) --no-print-directory images
-	        $(CARGO) nextest run --locked --no-fail-fast --ignore-default-filter -E 'binary(container)'
-	    elif [ -n "$${REQUIRE_CONTAINERS:-}" ]; then
-	        echo 'make test: no container engine answers, and one is required' >&2; exit 1
-	    else
-	        echo 'make test: no container engine answers; the tests of the image are left out' >&2
-	    fi
+	    image=(nextest run --ignore-default-filter -E 'binary(container)')
 	else
 	    # Two at a time, as .config/nextest.toml says: many tests run a PostgreSQL of their own.
-	    RUST_TEST_THREADS=2 $(CARGO) test --locked --no-fail-fast
+	    export RUST_TEST_THREADS=2
+	    $(CARGO) test --locked --no-fail-fast --lib --bins --test api --test architecture \
+	        --test deployment --test real --test supervise
+	    image=(test --test container)
+	fi
+	if $(MAKE) --no-print-directory engine; then
+	    $(MAKE) --no-print-directory images
+	    $(CARGO) "$${image[@]}" --locked --no-fail-fast
+	elif [ -n "$${REQUIRE_CONTAINERS:-}" ]; then
+	    echo 'make test: no container engine answers, and one is required' >&2; exit 1
+	else
+	    echo 'make test: no container engine answers; the tests of the image are left out' >&2
 	fi
 
 # A container engine answers, or can be started.
