@@ -7,6 +7,7 @@
 //! a mark is written before initdb, and another one into PGDATA, which goes where the volume goes,
 //! before the scripts.
 
+mod layout;
 mod rules;
 mod scripts;
 mod temporary;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use secrecy::ExposeSecret as _;
 use tokio::time::sleep;
 
+use self::layout::former_layout;
 use self::rules::{allow_hosts, allow_identities, listen_everywhere};
 use self::scripts::Scripts;
 use self::temporary::TemporaryServer;
@@ -27,7 +29,6 @@ use super::durable::write_durably;
 use super::install::Binaries;
 use super::pgdata::{self, Content};
 use crate::config::Contract;
-use crate::process::inspect::is_mount_point;
 use crate::process::{CaptureError, End, Program, capture};
 
 const MARK_TEXT: &str = "a first start was begun here and has not ended\n";
@@ -40,8 +41,6 @@ const PASSWORD: &str = "initdb-password";
 const NO_SETTINGS: &str = "first-start.conf";
 /// How often is looked whether initdb has begun to write.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// From this major version on data belongs into a directory of its version.
-const VERSIONED_LAYOUT: u16 = 18;
 
 /// What the first start needs to know.
 #[derive(Debug, Clone)]
@@ -417,23 +416,6 @@ fn invent_user(
     Ok(Some(paths.map(|(path, ..)| path)))
 }
 
-/// What a volume of the layout before 18 would be lost behind: a cluster in one of the places
-/// where it may have been, or something mounted at the old place.
-fn former_layout(data_dir: &Path) -> Option<PathBuf> {
-    let version = data_dir.parent()?;
-    let major: u16 = version.file_name()?.to_str()?.parse().ok()?;
-    if major < VERSIONED_LAYOUT || data_dir.file_name()? != "docker" {
-        return None;
-    }
-    let root = version.parent()?;
-    let mut places = vec![root.to_owned(), root.join("data")];
-    let others = fs::read_dir(root).into_iter().flatten().flatten();
-    places.extend(others.map(|entry| entry.path().join("docker")));
-    let old = root.join("data");
-    let cluster = places.into_iter().find(|place| place.join("PG_VERSION").exists());
-    cluster.or_else(|| is_mount_point(&old).then(|| old.clone()))
-}
-
 /// The server's `password_encryption`, and whether it takes its arguments at all: asked with the
 /// cluster's own configuration, or with none.
 async fn password_encryption(
@@ -484,27 +466,4 @@ fn quoted(name: &str) -> String {
 fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BootstrapError {
     let path = path.to_owned();
     move |source| BootstrapError::File { operation, path, source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn clusters_of_the_former_layout_are_found() {
-        let root = tempfile::tempdir().unwrap();
-        let data_dir = root.path().join("18/docker");
-        assert_eq!(former_layout(&data_dir), None);
-        assert_eq!(former_layout(&root.path().join("data")), None);
-        for place in ["data", "17/docker", ""] {
-            let place = root.path().join(place);
-            fs::create_dir_all(&place).unwrap();
-            fs::write(place.join("PG_VERSION"), "17\n").unwrap();
-            assert_eq!(former_layout(&data_dir).as_ref(), Some(&place));
-            fs::remove_file(place.join("PG_VERSION")).unwrap();
-        }
-        assert_eq!(former_layout(&data_dir), None);
-        fs::write(root.path().join("PG_VERSION"), "17\n").unwrap();
-        assert_eq!(former_layout(&root.path().join("17/docker")), None);
-    }
 }
