@@ -39,8 +39,8 @@ fn break_settings(instance: &Instance) {
     writeln!(settings, "shared_preload_libraries = 'there_is_no_such_library'").unwrap();
 }
 
-#[test]
-fn commits_in_the_unarchived_segment_of_a_killed_server_survive() {
+/// A server that was killed with commits in a segment that is in no archive, and cannot start.
+fn crashed() -> (Instance, Rows) {
     let mut instance = Instance::with_full_backup();
     let mut rows = Rows::in_new_table(&instance.sql, "t");
     rows.add(100);
@@ -50,6 +50,12 @@ fn commits_in_the_unarchived_segment_of_a_killed_server_survive() {
     break_settings(&instance);
     instance.start();
     instance.wait_server("backing-off");
+    (instance, rows)
+}
+
+#[test]
+fn commits_in_the_unarchived_segment_of_a_killed_server_survive() {
+    let (mut instance, mut rows) = crashed();
     instance.good_restore();
     rows.check();
 
@@ -72,15 +78,7 @@ fn commits_in_the_unarchived_segment_of_a_killed_server_survive() {
 /// What only the crashed server's last segment had is needed once more by an undo.
 #[test]
 fn the_restore_of_a_killed_server_can_be_undone_with_every_commit() {
-    let mut instance = Instance::with_full_backup();
-    let mut rows = Rows::in_new_table(&instance.sql, "t");
-    rows.add(100);
-    instance.sql.run("SELECT pg_switch_wal()");
-    rows.add(100);
-    crash_everything(&mut instance);
-    break_settings(&instance);
-    instance.start();
-    instance.wait_server("backing-off");
+    let (instance, rows) = crashed();
     let job = instance.good_restore();
     rows.check();
     instance.undo(id_of(&job));
