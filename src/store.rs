@@ -24,6 +24,9 @@ pub use jobs::{JobFilter, NewEvent, StoredEvent};
 const MIGRATIONS: &[&str] = &[
     include_str!("store/migrations/0001_jobs.sql"),
     include_str!("store/migrations/0002_recovery.sql"),
+    include_str!("store/migrations/0003_schedules.sql"),
+    include_str!("store/migrations/0004_notifications.sql"),
+    include_str!("store/migrations/0005_retention.sql"),
 ];
 /// Read connections kept for reuse.
 const IDLE_READERS: usize = 4;

@@ -1,0 +1,1 @@
+-- Schedules, and when each was last due.

@@ -1,0 +1,1 @@
+-- Notifications that wait to be delivered, and what was told last.
