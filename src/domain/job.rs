@@ -189,7 +189,8 @@ impl From<Outcome> for JobState {
     }
 }
 
-/// Who or what asked for a job. Written `api`, `dashboard`, `short-route` or `event:NAME`.
+/// Who or what asked for a job. Written `api`, `dashboard`, `short-route`,
+/// `schedule:NAME` or `event:NAME`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Trigger {
@@ -199,6 +200,8 @@ pub enum Trigger {
     Dashboard,
     /// A request to one of the short routes.
     ShortRoute,
+    /// The schedule of that name.
+    Schedule(String),
     /// Headrest itself, because of the named event, e.g. `first-start`.
     Event(String),
 }
@@ -209,6 +212,7 @@ impl fmt::Display for Trigger {
             Self::Api => f.write_str("api"),
             Self::Dashboard => f.write_str("dashboard"),
             Self::ShortRoute => f.write_str("short-route"),
+            Self::Schedule(name) => write!(f, "schedule:{name}"),
             Self::Event(name) => write!(f, "event:{name}"),
         }
     }
@@ -227,10 +231,14 @@ impl TryFrom<String> for Trigger {
             "api" => Ok(Self::Api),
             "dashboard" => Ok(Self::Dashboard),
             "short-route" => Ok(Self::ShortRoute),
-            other => other.strip_prefix("event:").map_or_else(
-                || Err(UnknownWord::new(other, "api, dashboard, short-route, event:NAME")),
-                |name| Ok(Self::Event(name.to_owned())),
-            ),
+            other => match other.split_once(':') {
+                Some(("schedule", name)) => Ok(Self::Schedule(name.to_owned())),
+                Some(("event", name)) => Ok(Self::Event(name.to_owned())),
+                _ => {
+                    let known = "api, dashboard, short-route, schedule:NAME, event:NAME";
+                    Err(UnknownWord::new(other, known))
+                }
+            },
         }
     }
 }

@@ -36,7 +36,7 @@ pub struct JobView {
     /// The repository it was asked to use; null when none was named.
     #[schema(example = 1)]
     repo: Option<u16>,
-    /// What asked for it: api, dashboard, short-route or event:NAME.
+    /// What asked for it: api, dashboard, short-route, schedule:NAME or event:NAME.
     #[schema(example = "api")]
     trigger: String,
     /// Who asked for it.
