@@ -12,6 +12,7 @@ pub mod recovery;
 pub mod repo;
 pub mod restart;
 pub mod restore;
+pub mod schedule;
 pub mod stanza;
 pub mod timeline;
 pub mod wal;
