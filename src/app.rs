@@ -39,6 +39,7 @@ use crate::postgres::supervisor::{
 use crate::process::become_program;
 use crate::process::signals::{Heard, Signals};
 use crate::pulse::Pulses;
+use crate::scheduler::{self, SchedulerHandle};
 use crate::store::Store;
 use crate::telemetry;
 
@@ -196,6 +197,12 @@ async fn serve(
     };
     let (jobs, mut queue) = JobsHandle::spawn(context.clone(), names.clone(), pulses.add("jobs"));
 
+    let backed_up = context.server.as_ref().filter(|side| side.archiving == Archiving::Ours);
+    let fixed = scheduler::fixed(&config.schedules, backed_up.map(|side| &side.stanza));
+    let pulse = pulses.add("scheduler");
+    let (scheduler, scheduling) =
+        SchedulerHandle::spawn(context.clone(), jobs.clone(), fixed, pulse).await;
+
     let token = match config.server.auth {
         AuthMode::Token => Some(places::admin_token(&config)?),
         AuthMode::Off => None,
@@ -205,6 +212,7 @@ async fn serve(
         postgres: postgres.clone(),
         planner: Planner::new(context.clone()),
         wal: Wal::new(context.clone()),
+        scheduler,
         fence_dir: context.server.as_ref().map(|side| side.fence_dir.clone()),
         catalog,
         store,
@@ -289,7 +297,7 @@ async fn serve(
     if timeout(HTTP_GRACE, &mut http).await.is_err() {
         http.abort();
     }
-    drop(supervising);
+    drop((supervising, scheduling));
     tracing::info!("stopped");
     Ok(())
 }

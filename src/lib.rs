@@ -14,6 +14,7 @@
 //! - [`store`]: history in SQLite.
 //! - [`jobs`]: `jobs::queue` changes the state of jobs, one lane per stanza; `jobs::worker` and
 //!   `jobs::restore` carry them out; `jobs::catalog` remembers what `info` said.
+//! - [`scheduler`]: what is done by itself, and when; `domain::schedule` decides.
 //! - [`http`]: `http::router` has every route on one page; one file per resource in `http::api`.
 //! - [`app`]: puts it all together and takes it apart in order. [`cli`] is the command line,
 //!   [`config`] the configuration.
@@ -39,6 +40,8 @@ pub mod postgres;
 pub mod store;
 
 pub mod jobs;
+
+pub mod scheduler;
 
 pub mod http;
 

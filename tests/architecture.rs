@@ -16,6 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["pgbackrest"],
     &["postgres", "store"],
     &["jobs"],
+    &["scheduler"],
     &["http"],
     &["app"],
     &["cli"],
@@ -43,6 +44,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
         ],
     ),
     ("jobs", &["axum", "rusqlite", "tower"]),
+    ("scheduler", &["axum", "rusqlite", "tower", "crate::process"]),
     (
         "http",
         &["rusqlite", "tokio::process", "crate::process", "crate::pgbackrest::runner", "std::fs"],

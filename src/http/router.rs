@@ -9,7 +9,8 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::api::{
-    audit, backups, decisions, events, jobs, plans, processes, restores, stanzas, version, wal,
+    audit, backups, decisions, events, jobs, plans, processes, restores, schedules, stanzas,
+    version, wal,
 };
 use super::middleware::{etag, guard, idempotency, outermost};
 use super::problem::{ErrorCode, Problem};
@@ -45,6 +46,12 @@ pub(super) fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(jobs::log))
         .routes(routes!(events::of_job))
         .routes(routes!(events::of_all))
+        .routes(routes!(schedules::list, schedules::create))
+        .routes(routes!(schedules::show, schedules::replace, schedules::delete))
+        .routes(routes!(schedules::run))
+        .routes(routes!(schedules::pause))
+        .routes(routes!(schedules::resume))
+        .routes(routes!(schedules::preview))
         .routes(routes!(processes::list))
         .routes(routes!(processes::show))
         .routes(routes!(processes::log))

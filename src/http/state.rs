@@ -12,6 +12,7 @@ use crate::jobs::{Catalog, JobsHandle, Planner, Wal};
 use crate::pgbackrest::version::Version;
 use crate::postgres::supervisor::PostgresHandle;
 use crate::pulse::Pulses;
+use crate::scheduler::SchedulerHandle;
 use crate::store::Store;
 
 /// What handlers share; clones share it.
@@ -29,6 +30,8 @@ pub struct Shared {
     pub planner: Planner,
     /// The server's WAL.
     pub wal: Wal,
+    /// Schedules.
+    pub scheduler: SchedulerHandle,
     /// Where the socket of a fenced server is.
     pub fence_dir: Option<PathBuf>,
     /// What the repositories hold.

@@ -12,6 +12,7 @@ use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use headrest::config::{Auth as AuthMode, ShortRoutes};
 use headrest::domain::StanzaName;
+use headrest::domain::schedule::Schedule;
 use headrest::http::state::Shared;
 use headrest::http::{AppState, Auth, router};
 use headrest::jobs::archive::Archives;
@@ -21,6 +22,7 @@ use headrest::jobs::{Catalog, Context, JobsHandle, Planner, Wal};
 use headrest::pgbackrest::runner::Tool;
 use headrest::postgres::supervisor::PostgresHandle;
 use headrest::pulse::Pulses;
+use headrest::scheduler::{Origin, SchedulerHandle};
 use headrest::store::Store;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
@@ -77,11 +79,17 @@ pub(crate) struct Options {
     pub(crate) script: String,
     pub(crate) auth: AuthMode,
     pub(crate) short_routes: ShortRoutes,
+    pub(crate) schedules: Vec<Schedule>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { script: info_from(THREE), auth: AuthMode::Token, short_routes: ShortRoutes::On }
+        Self {
+            script: info_from(THREE),
+            auth: AuthMode::Token,
+            short_routes: ShortRoutes::On,
+            schedules: Vec::new(),
+        }
     }
 }
 
@@ -99,7 +107,6 @@ impl Service {
         Self::with(Options { script: script.to_owned(), ..Options::default() }).await
     }
 
-    #[expect(clippy::unused_async, reason = "it starts tasks, so it needs the runtime")]
     pub(crate) async fn with(options: Options) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let binary = fake(directory.path(), &options.script);
@@ -124,12 +131,17 @@ impl Service {
             hurry: CancellationToken::new(),
         };
         let (planner, wal) = (Planner::new(context.clone()), Wal::new(context.clone()));
-        let (jobs, _) = JobsHandle::spawn(context, [stanza.clone()], pulses.add("jobs"));
+        let (jobs, _) = JobsHandle::spawn(context.clone(), [stanza.clone()], pulses.add("jobs"));
+        let fixed =
+            options.schedules.into_iter().map(|schedule| (schedule, Origin::File)).collect();
+        let (scheduler, _) =
+            SchedulerHandle::spawn(context, jobs.clone(), fixed, pulses.add("scheduler")).await;
         let state = AppState::new(Shared {
             jobs,
             postgres: PostgresHandle::beside(),
             planner,
             wal,
+            scheduler,
             fence_dir: None,
             catalog,
             store,

@@ -181,6 +181,7 @@ impl State {
     }
 
     /// The job was not accepted: the run waits.
+    #[must_use]
     pub fn refused(mut self, why: String) -> Self {
         if let Some(run) = &mut self.run {
             run.step = Step::Held { why };
@@ -211,17 +212,13 @@ impl State {
                 return Some((self, Next::GivenUp));
             }
         };
-        let next = match again.map(|wait| now.checked_add(wait).unwrap_or(now)) {
-            Some(at) => {
-                run.step = Step::Retrying { at };
-                Next::Again(at)
-            }
-            None => {
-                self.run = None;
-                Next::Served
-            }
+        let Some(wait) = again else {
+            self.run = None;
+            return Some((self, Next::Served));
         };
-        Some((self, next))
+        let at = now.checked_add(wait).unwrap_or(now);
+        run.step = Step::Retrying { at };
+        Some((self, Next::Again(at)))
     }
 }
 
