@@ -6,6 +6,7 @@ pub mod annotation;
 pub mod archive;
 pub mod backup;
 pub mod database;
+pub mod health;
 pub mod job;
 pub mod plan;
 pub mod recovery;

@@ -115,6 +115,9 @@ pub struct State {
     pub paused: bool,
     /// The moment that is being served.
     pub run: Option<Run>,
+    /// What went wrong last, until a run ends well.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 /// What a run would meet if it started now.
@@ -153,7 +156,7 @@ pub enum Next {
 impl State {
     /// Of a schedule that begins at `now`.
     pub fn new(now: Timestamp) -> Self {
-        Self { decided: now, paused: false, run: None }
+        Self { decided: now, paused: false, run: None, trouble: None }
     }
 
     /// When something may have to be decided again, apart from what stands in the way.
@@ -208,11 +211,19 @@ impl State {
                 Some(BACK_OFF[at])
             }
             Outcome::Interrupted | Outcome::Failed => {
+                let tries = run.attempts;
+                self.trouble = Some(format!(
+                    "the run of {} {outcome} after {tries} tries; the last is job {job}",
+                    run.slot
+                ));
                 self.run = None;
                 return Some((self, Next::GivenUp));
             }
         };
         let Some(wait) = again else {
+            if matches!(outcome, Outcome::Succeeded | Outcome::Warned) {
+                self.trouble = None;
+            }
             self.run = None;
             return Some((self, Next::Served));
         };
@@ -339,6 +350,9 @@ impl Schedule {
 
 impl Turn {
     fn tell(&mut self, verdict: Verdict, slots: Slots, reason: &str) {
+        if verdict == Verdict::Missed {
+            self.state.trouble = Some(format!("the run of {} was missed: {reason}", slots.last));
+        }
         self.told.push(Told { verdict, slots, reason: reason.to_owned() });
     }
 }
