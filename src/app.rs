@@ -27,6 +27,7 @@ use crate::jobs::archive::Archives;
 use crate::jobs::context::{ServerSide, Wake};
 use crate::jobs::journal::Journals;
 use crate::jobs::{self, Catalog, Context, JobsHandle, Planner, Wal};
+use crate::metrics::Metrics;
 use crate::pgbackrest::command::{archive_command, archive_get};
 use crate::pgbackrest::runner::GRACE;
 use crate::postgres::bootstrap::{self, FirstStart};
@@ -196,6 +197,9 @@ async fn serve(
     };
     let (jobs, mut queue) = JobsHandle::spawn(context.clone(), names.clone(), pulses.add("jobs"));
 
+    let metrics = Metrics::new(config.metrics.clone(), jiff::tz::TimeZone::system());
+    tokio::spawn(jobs::tally::follow(store.clone(), jobs.events(), metrics.clone()));
+
     let token = match config.server.auth {
         AuthMode::Token => Some(places::admin_token(&config)?),
         AuthMode::Off => None,
@@ -213,6 +217,7 @@ async fn serve(
         allowed_hosts: config.server.allowed_hosts.clone(),
         short_routes: config.server.short_routes,
         pgbackrest: version,
+        metrics,
         pulses,
         shutdown: streams_end.clone(),
     });

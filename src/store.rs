@@ -8,6 +8,7 @@ mod idempotency;
 mod jobs;
 mod recovery;
 mod rows;
+mod tally;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use audit::Deed;
 pub use idempotency::{Claim, StoredAnswer};
 pub use jobs::{JobFilter, NewEvent, StoredEvent};
+pub use tally::EndedJob;
 
 /// Numbered, append-only; `PRAGMA user_version` says how many a file has had.
 const MIGRATIONS: &[&str] = &[

@@ -5,6 +5,7 @@
 
 mod errors;
 mod jobs;
+mod metrics;
 mod openapi;
 mod pages;
 mod reads;

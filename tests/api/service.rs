@@ -5,19 +5,21 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
-use headrest::config::{Auth as AuthMode, ShortRoutes};
+use headrest::config::{Auth as AuthMode, MetricsConfig, ShortRoutes};
 use headrest::domain::StanzaName;
 use headrest::http::state::Shared;
 use headrest::http::{AppState, Auth, router};
 use headrest::jobs::archive::Archives;
 use headrest::jobs::context::Wake;
 use headrest::jobs::journal::Journals;
-use headrest::jobs::{Catalog, Context, JobsHandle, Planner, Wal};
+use headrest::jobs::{self, Catalog, Context, JobsHandle, Planner, Wal};
+use headrest::metrics::Metrics;
 use headrest::pgbackrest::runner::Tool;
 use headrest::postgres::supervisor::PostgresHandle;
 use headrest::pulse::Pulses;
@@ -36,6 +38,8 @@ pub(crate) const THREE: &str =
 pub(crate) struct Service {
     pub(crate) router: Router,
     pub(crate) directory: tempfile::TempDir,
+    pub(crate) metrics: Metrics,
+    store: Store,
     shutdown: CancellationToken,
 }
 
@@ -77,11 +81,17 @@ pub(crate) struct Options {
     pub(crate) script: String,
     pub(crate) auth: AuthMode,
     pub(crate) short_routes: ShortRoutes,
+    pub(crate) metrics: MetricsConfig,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { script: info_from(THREE), auth: AuthMode::Token, short_routes: ShortRoutes::On }
+        Self {
+            script: info_from(THREE),
+            auth: AuthMode::Token,
+            short_routes: ShortRoutes::On,
+            metrics: MetricsConfig::default(),
+        }
     }
 }
 
@@ -125,6 +135,8 @@ impl Service {
         };
         let (planner, wal) = (Planner::new(context.clone()), Wal::new(context.clone()));
         let (jobs, _) = JobsHandle::spawn(context, [stanza.clone()], pulses.add("jobs"));
+        let metrics = Metrics::new(options.metrics, jiff::tz::TimeZone::UTC);
+        tokio::spawn(jobs::tally::follow(store.clone(), jobs.events(), metrics.clone()));
         let state = AppState::new(Shared {
             jobs,
             postgres: PostgresHandle::beside(),
@@ -132,16 +144,25 @@ impl Service {
             wal,
             fence_dir: None,
             catalog,
-            store,
+            store: store.clone(),
             auth: Auth::new(options.auth, Some(&TOKEN.to_owned().into())),
             stanzas: vec![stanza],
             allowed_hosts: vec!["localhost".to_owned()],
             short_routes: options.short_routes,
             pgbackrest: None,
+            metrics: metrics.clone(),
             pulses,
             shutdown: shutdown.clone(),
         });
-        Self { router: router::router(&state), directory, shutdown }
+        Self { router: router::router(&state), directory, metrics, store, shutdown }
+    }
+
+    /// What a Headrest that is started now on the same history counts.
+    pub(crate) fn count_again(&self) -> Metrics {
+        let metrics = Metrics::new(MetricsConfig::default(), jiff::tz::TimeZone::UTC);
+        let (_, events) = tokio::sync::watch::channel(0);
+        tokio::spawn(jobs::tally::follow(self.store.clone(), events, metrics.clone()));
+        metrics
     }
 
     /// A request with the token.
@@ -188,6 +209,15 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         self.shutdown.cancel();
+    }
+}
+
+/// Looks until it is so; panics when it is not in time.
+pub(crate) async fn eventually(what: &str, mut look: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !look() {
+        assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
