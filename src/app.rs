@@ -198,7 +198,8 @@ async fn serve(
     let (jobs, mut queue) = JobsHandle::spawn(context.clone(), names.clone(), pulses.add("jobs"));
 
     let metrics = Metrics::new(config.metrics.clone(), jiff::tz::TimeZone::system());
-    tokio::spawn(jobs::tally::follow(store.clone(), jobs.events(), metrics.clone()));
+    let counted = jobs::tally::history(&store, &metrics).await?;
+    tokio::spawn(jobs::tally::follow(store.clone(), jobs.events(), metrics.clone(), counted));
 
     let token = match config.server.auth {
         AuthMode::Token => Some(places::admin_token(&config)?),

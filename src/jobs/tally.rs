@@ -13,20 +13,30 @@ use crate::store::{EndedJob, Store, StoreError};
 
 /// Events that are read at once.
 const BATCH: u32 = 500;
-/// How long until it is tried again when the store could not be read.
-const TRY_AGAIN: Duration = Duration::from_secs(30);
+/// The jobs of the history are counted, as of one moment.
+#[derive(Debug)]
+pub struct Counted {
+    last_event: i64,
+}
 
-/// Counts until Headrest ends. `events` follows the id of the newest stored event.
-pub async fn follow(store: Store, mut events: watch::Receiver<i64>, metrics: Metrics) {
-    let mut last = loop {
-        match history(&store, &metrics).await {
-            Ok(last) => break last,
-            Err(error) => {
-                tracing::warn!("jobs are not counted: {}", crate::telemetry::chain(&error));
-                tokio::time::sleep(TRY_AGAIN).await;
-            }
-        }
-    };
+/// Counts the jobs of the history. Before the first scrape: counters that begin at 0 and jump would
+/// look like that many jobs at once.
+pub async fn history(store: &Store, metrics: &Metrics) -> Result<Counted, StoreError> {
+    let (jobs, last_event) = store.ended_jobs().await?;
+    for job in jobs {
+        metrics.job_ended(job);
+    }
+    Ok(Counted { last_event })
+}
+
+/// Counts what follows, until Headrest ends. `events` follows the id of the newest stored event.
+pub async fn follow(
+    store: Store,
+    mut events: watch::Receiver<i64>,
+    metrics: Metrics,
+    counted: Counted,
+) {
+    let mut last = counted.last_event;
     loop {
         events.borrow_and_update();
         if let Err(error) = news(&store, &metrics, &mut last).await {
@@ -37,14 +47,6 @@ pub async fn follow(store: Store, mut events: watch::Receiver<i64>, metrics: Met
             return;
         }
     }
-}
-
-async fn history(store: &Store, metrics: &Metrics) -> Result<i64, StoreError> {
-    let (jobs, last) = store.ended_jobs().await?;
-    for job in jobs {
-        metrics.job_ended(job);
-    }
-    Ok(last)
 }
 
 async fn news(store: &Store, metrics: &Metrics, last: &mut i64) -> Result<(), StoreError> {

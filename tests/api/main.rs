@@ -6,6 +6,7 @@
 mod errors;
 mod jobs;
 mod metrics;
+mod monitoring;
 mod openapi;
 mod pages;
 mod reads;

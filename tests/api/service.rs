@@ -109,7 +109,6 @@ impl Service {
         Self::with(Options { script: script.to_owned(), ..Options::default() }).await
     }
 
-    #[expect(clippy::unused_async, reason = "it starts tasks, so it needs the runtime")]
     pub(crate) async fn with(options: Options) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let binary = fake(directory.path(), &options.script);
@@ -136,7 +135,8 @@ impl Service {
         let (planner, wal) = (Planner::new(context.clone()), Wal::new(context.clone()));
         let (jobs, _) = JobsHandle::spawn(context, [stanza.clone()], pulses.add("jobs"));
         let metrics = Metrics::new(options.metrics, jiff::tz::TimeZone::UTC);
-        tokio::spawn(jobs::tally::follow(store.clone(), jobs.events(), metrics.clone()));
+        let counted = jobs::tally::history(&store, &metrics).await.unwrap();
+        tokio::spawn(jobs::tally::follow(store.clone(), jobs.events(), metrics.clone(), counted));
         let state = AppState::new(Shared {
             jobs,
             postgres: PostgresHandle::beside(),
@@ -158,10 +158,9 @@ impl Service {
     }
 
     /// What a Headrest that is started now on the same history counts.
-    pub(crate) fn count_again(&self) -> Metrics {
+    pub(crate) async fn count_again(&self) -> Metrics {
         let metrics = Metrics::new(MetricsConfig::default(), jiff::tz::TimeZone::UTC);
-        let (_, events) = tokio::sync::watch::channel(0);
-        tokio::spawn(jobs::tally::follow(self.store.clone(), events, metrics.clone()));
+        jobs::tally::history(&self.store, &metrics).await.unwrap();
         metrics
     }
 
