@@ -27,6 +27,7 @@ use crate::jobs::archive::Archives;
 use crate::jobs::context::{ServerSide, Wake};
 use crate::jobs::journal::Journals;
 use crate::jobs::{self, Catalog, Context, JobsHandle, Planner, Wal};
+use crate::metrics::Metrics;
 use crate::pgbackrest::command::{archive_command, archive_get};
 use crate::pgbackrest::runner::GRACE;
 use crate::postgres::bootstrap::{self, FirstStart};
@@ -202,6 +203,9 @@ async fn serve(
     let pulse = pulses.add("scheduler");
     let (scheduler, scheduling) =
         SchedulerHandle::spawn(context.clone(), jobs.clone(), fixed, pulse).await;
+    let metrics = Metrics::new(config.metrics.clone(), jiff::tz::TimeZone::system());
+    let counted = jobs::tally::history(&store, &metrics).await?;
+    tokio::spawn(jobs::tally::follow(store.clone(), jobs.events(), metrics.clone(), counted));
 
     let token = match config.server.auth {
         AuthMode::Token => Some(places::admin_token(&config)?),
@@ -221,6 +225,7 @@ async fn serve(
         allowed_hosts: config.server.allowed_hosts.clone(),
         short_routes: config.server.short_routes,
         pgbackrest: version,
+        metrics,
         pulses,
         shutdown: streams_end.clone(),
     });

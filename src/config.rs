@@ -6,6 +6,7 @@
 
 mod contract;
 mod layers;
+mod metrics;
 mod reader;
 mod schedules;
 mod sections;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 pub use contract::Contract;
 pub use layers::{Environment, Flags};
+pub use metrics::MetricsConfig;
 pub(crate) use reader::is_secret_option;
 pub use reader::{Origin, Shown};
 pub use schedules::SchedulesConfig;
@@ -43,6 +45,8 @@ pub struct Config {
     pub postgres: Option<PostgresConfig>,
     /// The tool.
     pub pgbackrest: PgbackrestConfig,
+    /// What is measured, and who may see it.
+    pub metrics: MetricsConfig,
     /// What the container was told, when this is the container's service.
     pub contract: Option<Contract>,
     /// The stanzas, the supervised server's first.
@@ -97,6 +101,7 @@ impl Config {
         let log_format = sections::log_format(&mut reader);
         let (os_user, postgres) = sections::postgres(&mut reader);
         let pgbackrest = sections::pgbackrest(&mut reader);
+        let metrics = metrics::metrics(&mut reader);
         let stanzas = sections::stanzas(&mut reader);
         let schedules = schedules::schedules(&mut reader, &stanzas);
         sections::check_places(&mut reader, &state_dir, postgres.as_ref());
@@ -110,6 +115,7 @@ impl Config {
             os_user,
             postgres,
             pgbackrest,
+            metrics,
             contract: None,
             stanzas,
             schedules,

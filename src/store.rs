@@ -9,6 +9,7 @@ mod jobs;
 mod recovery;
 mod rows;
 mod schedules;
+mod tally;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +22,7 @@ pub use audit::Deed;
 pub use idempotency::{Claim, StoredAnswer};
 pub use jobs::{JobFilter, NewEvent, StoredEvent};
 pub use schedules::{StoredSchedule, StoredVerdict};
+pub use tally::EndedJob;
 
 /// Numbered, append-only; `PRAGMA user_version` says how many a file has had.
 const MIGRATIONS: &[&str] = &[

@@ -69,6 +69,7 @@ pub fn document() -> OpenApi {
     let (_, document) = OpenApiRouter::with_openapi(Base::openapi())
         .nest("/api/v1", router::api())
         .merge(router::probes())
+        .merge(router::metrics())
         .split_for_parts();
     document
 }

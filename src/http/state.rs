@@ -9,6 +9,7 @@ use super::auth::Auth;
 use crate::config::ShortRoutes;
 use crate::domain::StanzaName;
 use crate::jobs::{Catalog, JobsHandle, Planner, Wal};
+use crate::metrics::Metrics;
 use crate::pgbackrest::version::Version;
 use crate::postgres::supervisor::PostgresHandle;
 use crate::pulse::Pulses;
@@ -48,6 +49,8 @@ pub struct Shared {
     pub short_routes: ShortRoutes,
     /// pgBackRest's version, when it could be asked.
     pub pgbackrest: Option<Version>,
+    /// What is measured.
+    pub metrics: Metrics,
     /// The service's own loops.
     pub pulses: Pulses,
     /// Streams end when this is cancelled.

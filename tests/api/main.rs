@@ -5,6 +5,8 @@
 
 mod errors;
 mod jobs;
+mod metrics;
+mod monitoring;
 mod openapi;
 mod pages;
 mod reads;

@@ -1,5 +1,7 @@
 //! Each check at its edges.
 
+use super::CheckId as C;
+use super::Level::{Fail, Pass, Warn};
 use super::*;
 
 const NOW: i64 = 1_795_000_000;
@@ -29,14 +31,14 @@ fn repository() -> RepositoryFacts {
     }
 }
 
-fn server(up: Up) -> Option<ServerFacts> {
-    Some(ServerFacts { up, started_at: Some(at(30 * DAY)), archiving: Some(archiving()) })
+fn server(up: Up) -> ServerFacts {
+    ServerFacts { up, started_at: Some(at(30 * DAY)), archiving: Some(archiving()) }
 }
 
 /// Everything as it should be.
 fn well() -> Facts {
     Facts {
-        server: server(Up::Writes),
+        server: Some(server(Up::Writes)),
         repository: Some(Ok(repository())),
         wal: Some(WalFacts::default()),
         verified: Some((at(DAY), None)),
@@ -84,9 +86,7 @@ fn each_fault_has_its_check_and_level() {
         disks: vec![Disk { what: "PGDATA".to_owned(), free_bytes: free, total_bytes: 100 }],
         ..well()
     };
-    let down = |up| Facts { server: server(up), ..well() };
-    use CheckId as C;
-    use Level::{Fail, Pass, Warn};
+    let down = |up| Facts { server: Some(server(up)), ..well() };
     let table: Vec<(Facts, CheckId, Level)> = vec![
         (with_repository(|r| r.last_backup_at = Some(at(26 * HOUR - 1))), C::LastBackup, Pass),
         (with_repository(|r| r.last_backup_at = Some(at(26 * HOUR))), C::LastBackup, Warn),
@@ -169,7 +169,7 @@ fn what_is_not_known_or_does_not_apply_is_not_judged() {
     }
     assert_eq!(level(&young, CheckId::WalAge), Some(Level::Pass));
     // While a restore has the server its settings are the restore's.
-    let restoring = Facts { server: server(Up::Busy("restoring".to_owned())), ..well() };
+    let restoring = Facts { server: Some(server(Up::Busy("restoring".to_owned()))), ..well() };
     assert_eq!(level(&restoring, CheckId::ArchiveMode), None);
     assert_eq!(judge(&Facts::none(at(0))), []);
 }
