@@ -28,6 +28,7 @@ use crate::jobs::context::{ServerSide, Wake};
 use crate::jobs::journal::Journals;
 use crate::jobs::{self, Catalog, Context, JobsHandle, Planner, Wal};
 use crate::metrics::Metrics;
+use crate::monitor::{self, MonitorHandle};
 use crate::pgbackrest::command::{archive_command, archive_get};
 use crate::pgbackrest::runner::GRACE;
 use crate::postgres::bootstrap::{self, FirstStart};
@@ -198,6 +199,7 @@ async fn serve(
     };
     let (jobs, mut queue) = JobsHandle::spawn(context.clone(), names.clone(), pulses.add("jobs"));
 
+    let planner = Planner::new(context.clone());
     let backed_up = context.server.as_ref().filter(|side| side.archiving == Archiving::Ours);
     let fixed = scheduler::fixed(&config.schedules, backed_up.map(|side| &side.stanza));
     let pulse = pulses.add("scheduler");
@@ -207,6 +209,16 @@ async fn serve(
     let counted = jobs::tally::history(&store, &metrics).await?;
     tokio::spawn(jobs::tally::follow(store.clone(), jobs.events(), metrics.clone(), counted));
 
+    let parts = monitor::Parts {
+        context: context.clone(),
+        jobs: jobs.clone(),
+        planner: planner.clone(),
+        scheduler: scheduler.clone(),
+        gauges: metrics.gauges().clone(),
+        stanzas: names.clone(),
+    };
+    let monitor = MonitorHandle::spawn(parts, &config.health, pulses.add("monitor")).await;
+
     let token = match config.server.auth {
         AuthMode::Token => Some(places::admin_token(&config)?),
         AuthMode::Off => None,
@@ -214,9 +226,10 @@ async fn serve(
     let state = AppState::new(Shared {
         jobs: jobs.clone(),
         postgres: postgres.clone(),
-        planner: Planner::new(context.clone()),
+        planner,
         wal: Wal::new(context.clone()),
         scheduler,
+        monitor,
         fence_dir: context.server.as_ref().map(|side| side.fence_dir.clone()),
         catalog,
         store,

@@ -1,7 +1,8 @@
 //! The command line.
 
+mod ask;
+mod doctor;
 mod entrypoint;
-mod healthcheck;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -38,6 +39,9 @@ enum Command {
     },
     /// Say whether PostgreSQL takes writes: exit code 0, or 1
     Healthcheck(Flags),
+    /// Say what is wrong, check by check: exit code 0, 1 for a warning, 2 for a failure, 3 when
+    /// that cannot be told
+    Doctor(Flags),
     /// Print the OpenAPI document
     Openapi,
     /// What the container image starts: postgres and its arguments, or any other command
@@ -91,10 +95,15 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             }
         }
         Command::Healthcheck(flags) => match Config::load(&flags, &environment) {
-            Ok(config) => match healthcheck::ask(config.server.listen) {
-                Ok(word) => print(&format!("{word}\n")),
+            Ok(config) => match ask::get(config.server.listen, "/readyz", None) {
+                Ok(answer) if answer.status == 200 => print(&format!("{}\n", answer.body.trim())),
+                Ok(answer) => complain(&format!("not ready: {}", answer.body.trim())),
                 Err(why) => complain(&why),
             },
+            Err(errors) => refuse(&errors),
+        },
+        Command::Doctor(flags) => match Config::load(&flags, &environment) {
+            Ok(config) => doctor::run(&config, &environment),
             Err(errors) => refuse(&errors),
         },
         Command::Entrypoint { args } => enter(args, &environment),

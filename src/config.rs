@@ -5,6 +5,7 @@
 //! reading the files that `..._FILE` variables name.
 
 mod contract;
+mod health;
 mod layers;
 mod metrics;
 mod reader;
@@ -15,6 +16,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use contract::Contract;
+pub use health::HealthConfig;
 pub use layers::{Environment, Flags};
 pub use metrics::MetricsConfig;
 pub(crate) use reader::is_secret_option;
@@ -51,6 +53,8 @@ pub struct Config {
     pub contract: Option<Contract>,
     /// The stanzas, the supervised server's first.
     pub stanzas: Vec<StanzaConfig>,
+    /// How health is judged.
+    pub health: HealthConfig,
     /// What is done by itself, and when.
     pub schedules: SchedulesConfig,
     /// Every value with its source, for `headrest config print`.
@@ -105,6 +109,7 @@ impl Config {
         let stanzas = sections::stanzas(&mut reader);
         let schedules = schedules::schedules(&mut reader, &stanzas);
         sections::check_places(&mut reader, &state_dir, postgres.as_ref());
+        let health = health::health(&mut reader);
         let pgbackrest_env = reader.pgbackrest_variables();
         let shown = reader.finish()?;
         let config = Self {
@@ -118,6 +123,7 @@ impl Config {
             metrics,
             contract: None,
             stanzas,
+            health,
             schedules,
             shown,
             pgbackrest_env,

@@ -15,6 +15,7 @@
 //! - [`jobs`]: `jobs::queue` changes the state of jobs, one lane per stanza; `jobs::worker` and
 //!   `jobs::restore` carry them out; `jobs::catalog` remembers what `info` said.
 //! - [`scheduler`]: what is done by itself, and when; `domain::schedule` decides.
+//! - [`monitor`]: what can go wrong, looked at; `domain::health` says what it means.
 //! - [`http`]: `http::router` has every route on one page; one file per resource in `http::api`.
 //! - [`app`]: puts it all together and takes it apart in order. [`cli`] is the command line,
 //!   [`config`] the configuration.
@@ -44,6 +45,8 @@ pub mod metrics;
 pub mod jobs;
 
 pub mod scheduler;
+
+pub mod monitor;
 
 pub mod http;
 

@@ -4,6 +4,7 @@
 //! own on the blocking pool. Never decides anything: it keeps what it is given.
 
 mod audit;
+mod conditions;
 mod idempotency;
 mod jobs;
 mod recovery;
@@ -19,6 +20,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 pub use audit::Deed;
+pub use conditions::Condition;
 pub use idempotency::{Claim, StoredAnswer};
 pub use jobs::{JobFilter, NewEvent, StoredEvent};
 pub use schedules::{StoredSchedule, StoredVerdict};
@@ -31,6 +33,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/migrations/0003_schedules.sql"),
     include_str!("store/migrations/0004_notifications.sql"),
     include_str!("store/migrations/0005_retention.sql"),
+    include_str!("store/migrations/0006_conditions.sql"),
 ];
 /// Read connections kept for reuse.
 const IDLE_READERS: usize = 4;

@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["metrics"],
     &["jobs"],
     &["scheduler"],
+    &["monitor"],
     &["http"],
     &["app"],
     &["cli"],
@@ -45,6 +46,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
         ],
     ),
     ("jobs", &["axum", "rusqlite", "tower"]),
+    ("monitor", &["axum", "rusqlite", "tower", "crate::process"]),
     ("scheduler", &["axum", "rusqlite", "tower", "crate::process"]),
     (
         "http",

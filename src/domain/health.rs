@@ -5,6 +5,7 @@
 //! should look before that happens.
 
 mod checks;
+pub mod conditions;
 
 use std::fmt;
 
@@ -12,6 +13,9 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::words::words;
+
+/// How long a server that is new may be without a backup before that is a failure.
+pub const FIRST_BACKUP: SignedDuration = SignedDuration::from_mins(15);
 
 words! {
     /// How well something is.
@@ -198,14 +202,14 @@ pub struct Facts {
     pub wal: Option<WalFacts>,
     /// The newest verification: when, and what it found wrong.
     pub verified: Option<(Timestamp, Option<String>)>,
-    /// The stop file that is there.
-    pub stop_file: Option<String>,
+    /// The stop file that is there, once it was looked for.
+    pub stop_file: Option<Option<String>>,
     /// Schedules of the stanza.
     pub schedules: Vec<ScheduleFacts>,
     /// File systems.
     pub disks: Vec<Disk>,
-    /// Why this pgBackRest does not support this PostgreSQL.
-    pub unsupported: Option<String>,
+    /// Whether this pgBackRest supports this PostgreSQL, when that is known; else why not.
+    pub supported: Option<Result<(), String>>,
 }
 
 impl Facts {
@@ -221,7 +225,7 @@ impl Facts {
             stop_file: None,
             schedules: Vec::new(),
             disks: Vec::new(),
-            unsupported: None,
+            supported: None,
         }
     }
 

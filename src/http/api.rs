@@ -4,6 +4,7 @@ pub(super) mod audit;
 pub(super) mod backups;
 pub(super) mod decisions;
 pub(super) mod events;
+pub(super) mod health;
 pub mod jobs;
 pub(super) mod plans;
 pub(super) mod processes;

@@ -9,8 +9,8 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::api::{
-    audit, backups, decisions, events, jobs, plans, processes, restores, schedules, stanzas,
-    version, wal,
+    audit, backups, decisions, events, health, jobs, plans, processes, restores, schedules,
+    stanzas, version, wal,
 };
 use super::middleware::{etag, guard, idempotency, measure, outermost};
 use super::problem::{ErrorCode, Problem};
@@ -22,6 +22,7 @@ use crate::config::ShortRoutes;
 pub(super) fn api() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(version::show))
+        .routes(routes!(health::show))
         .routes(routes!(stanzas::list))
         .routes(routes!(stanzas::show, stanzas::create))
         .routes(routes!(stanzas::info))

@@ -10,6 +10,7 @@ use crate::config::ShortRoutes;
 use crate::domain::StanzaName;
 use crate::jobs::{Catalog, JobsHandle, Planner, Wal};
 use crate::metrics::Metrics;
+use crate::monitor::MonitorHandle;
 use crate::pgbackrest::version::Version;
 use crate::postgres::supervisor::PostgresHandle;
 use crate::pulse::Pulses;
@@ -33,6 +34,8 @@ pub struct Shared {
     pub wal: Wal,
     /// Schedules.
     pub scheduler: SchedulerHandle,
+    /// Health.
+    pub monitor: MonitorHandle,
     /// Where the socket of a fenced server is.
     pub fence_dir: Option<PathBuf>,
     /// What the repositories hold.

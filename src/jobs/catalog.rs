@@ -40,6 +40,13 @@ pub struct Observation {
     pub stanza: StanzaInfo,
 }
 
+impl Observation {
+    /// How long ago that was.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+}
+
 /// `info` itself could not be had: the program is missing, failed, or answered no JSON. (A broken
 /// repository is an answer: its status says so.)
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -126,6 +126,17 @@ impl ArchiverFacts {
     }
 }
 
+/// How a server is told to archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiveSettings {
+    /// `archive_mode` is not off.
+    pub enabled: bool,
+    /// `archive_command`.
+    pub command: String,
+    /// `archive_timeout`.
+    pub timeout: Duration,
+}
+
 /// How far a recovering server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecoveryFacts {
@@ -216,6 +227,23 @@ impl Connection {
                 last_failed_wal: row.text(6),
                 last_failed_at: row.micros(7),
             },
+        })
+    }
+
+    /// How the server is told to archive.
+    pub async fn archive_settings(&self) -> Result<ArchiveSettings, QueryError> {
+        let row = self
+            .row(
+                "SELECT current_setting('archive_mode') <> 'off', \
+                 current_setting('archive_command'), (SELECT setting FROM pg_settings WHERE name = \
+                 'archive_timeout')",
+                PATIENCE,
+            )
+            .await?;
+        Ok(ArchiveSettings {
+            enabled: row.is_true(0),
+            command: row.text(1).unwrap_or_default(),
+            timeout: Duration::from_secs(row.parse(2).unwrap_or(0)),
         })
     }
 

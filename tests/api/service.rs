@@ -11,7 +11,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
-use headrest::config::{Auth as AuthMode, MetricsConfig, ShortRoutes};
+use headrest::config::{Auth as AuthMode, HealthConfig, MetricsConfig, ShortRoutes};
 use headrest::domain::StanzaName;
 use headrest::domain::schedule::Schedule;
 use headrest::http::state::Shared;
@@ -21,6 +21,7 @@ use headrest::jobs::context::Wake;
 use headrest::jobs::journal::Journals;
 use headrest::jobs::{self, Catalog, Context, JobsHandle, Planner, Wal};
 use headrest::metrics::Metrics;
+use headrest::monitor::{self, MonitorHandle};
 use headrest::pgbackrest::runner::Tool;
 use headrest::postgres::supervisor::PostgresHandle;
 use headrest::pulse::Pulses;
@@ -141,16 +142,28 @@ impl Service {
         let fixed =
             options.schedules.into_iter().map(|schedule| (schedule, Origin::File)).collect();
         let (scheduler, _) =
-            SchedulerHandle::spawn(context, jobs.clone(), fixed, pulses.add("scheduler")).await;
+            SchedulerHandle::spawn(context.clone(), jobs.clone(), fixed, pulses.add("scheduler"))
+                .await;
         let metrics = Metrics::new(options.metrics, jiff::tz::TimeZone::UTC);
         let counted = jobs::tally::history(&store, &metrics).await.unwrap();
         tokio::spawn(jobs::tally::follow(store.clone(), jobs.events(), metrics.clone(), counted));
+        let parts = monitor::Parts {
+            context,
+            jobs: jobs.clone(),
+            planner: planner.clone(),
+            scheduler: scheduler.clone(),
+            gauges: metrics.gauges().clone(),
+            stanzas: vec![stanza.clone()],
+        };
+        let pulse = pulses.add("monitor");
+        let monitor = MonitorHandle::spawn(parts, &HealthConfig::default(), pulse).await;
         let state = AppState::new(Shared {
             jobs,
             postgres: PostgresHandle::beside(),
             planner,
             wal,
             scheduler,
+            monitor,
             fence_dir: None,
             catalog,
             store: store.clone(),

@@ -3,11 +3,9 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    ArchivingFacts, Check, CheckId, CheckKey, Facts, Level, RepositoryFacts, Thresholds, Up,
+    ArchivingFacts, Check, CheckId, CheckKey, FIRST_BACKUP, Facts, Level, RepositoryFacts,
+    Thresholds, Up,
 };
-
-/// How long a server that is new may be without a backup before that is a failure.
-const FIRST_BACKUP: SignedDuration = SignedDuration::from_mins(15);
 
 /// Every check that applies.
 pub(super) fn all(facts: &Facts, thresholds: &Thresholds, now: Timestamp) -> Vec<Check> {
@@ -21,12 +19,16 @@ pub(super) fn all(facts: &Facts, thresholds: &Thresholds, now: Timestamp) -> Vec
         backups(facts, thresholds, now, &mut checks);
     }
     checks.extend(facts.disks.iter().map(|disk| disk_space(disk, thresholds)));
-    if let Some(why) = &facts.unsupported {
-        checks.push(fail(
+    match &facts.supported {
+        Some(Ok(())) => {
+            checks.push(pass(CheckId::Versions, "pgBackRest supports this PostgreSQL".to_owned()));
+        }
+        Some(Err(why)) => checks.push(fail(
             CheckId::Versions,
             why.clone(),
             "Install a pgBackRest that supports this PostgreSQL.",
-        ));
+        )),
+        None => {}
     }
     checks
 }
@@ -91,12 +93,14 @@ fn backups(facts: &Facts, thresholds: &Thresholds, now: Timestamp, checks: &mut 
         Some((at, None)) => checks.push(pass(CheckId::Verify, format!("whole at {at}"))),
         None => {}
     }
-    if let Some(path) = &facts.stop_file {
-        checks.push(warn(
+    match &facts.stop_file {
+        Some(Some(path)) => checks.push(warn(
             CheckId::StopFile,
             format!("{path} is there: pgBackRest does nothing until `pgbackrest start`"),
             "Run `pgbackrest --stanza=STANZA start` when the reason is gone.",
-        ));
+        )),
+        Some(None) => checks.push(pass(CheckId::StopFile, "there is none".to_owned())),
+        None => {}
     }
     for schedule in &facts.schedules {
         let (level, detail) = match &schedule.trouble {

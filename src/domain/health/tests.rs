@@ -42,6 +42,8 @@ fn well() -> Facts {
         repository: Some(Ok(repository())),
         wal: Some(WalFacts::default()),
         verified: Some((at(DAY), None)),
+        stop_file: Some(None),
+        supported: Some(Ok(())),
         schedules: vec![ScheduleFacts { name: "nightly".to_owned(), trouble: None }],
         disks: vec![Disk { what: "PGDATA".to_owned(), free_bytes: 50, total_bytes: 100 }],
         ..Facts::none(at(30 * DAY))
@@ -72,9 +74,7 @@ fn everything_well_passes_and_every_check_says_so() {
     let bad: Vec<_> = checks.iter().filter(|check| check.level != Level::Pass).collect();
     assert!(bad.is_empty(), "{bad:#?}");
     let named: std::collections::BTreeSet<_> = checks.iter().map(|check| check.key.id).collect();
-    let without = [CheckId::StopFile, CheckId::Versions];
-    let expect: std::collections::BTreeSet<_> =
-        CheckId::ALL.iter().copied().filter(|id| !without.contains(id)).collect();
+    let expect: std::collections::BTreeSet<_> = CheckId::ALL.iter().copied().collect();
     assert_eq!(named, expect);
 }
 
@@ -121,11 +121,11 @@ fn each_fault_has_its_check_and_level() {
         (wal(WalFacts { dropped: Some("X".to_owned()), ..WalFacts::default() }), C::WalGap, Fail),
         (wal(WalFacts { missing_before: missing("X"), ..WalFacts::default() }), C::WalGap, Pass),
         (Facts { verified: Some((at(1), Some("1 file".to_owned()))), ..well() }, C::Verify, Fail),
-        (Facts { stop_file: Some("/tmp/main.stop".to_owned()), ..well() }, C::StopFile, Warn),
+        (Facts { stop_file: Some(Some("/tmp/main.stop".to_owned())), ..well() }, C::StopFile, Warn),
         (disk(15), C::DiskSpace, Pass),
         (disk(14), C::DiskSpace, Warn),
         (disk(4), C::DiskSpace, Fail),
-        (Facts { unsupported: Some("2.45 and 18".to_owned()), ..well() }, C::Versions, Fail),
+        (Facts { supported: Some(Err("2.45 and 18".to_owned())), ..well() }, C::Versions, Fail),
         (down(Up::Busy("recovering".to_owned())), C::Postgres, Pass),
         (down(Up::Held("an operator".to_owned())), C::Postgres, Warn),
         (down(Up::Down("exit 1".to_owned())), C::Postgres, Fail),

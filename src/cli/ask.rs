@@ -1,4 +1,4 @@
-//! `headrest healthcheck`: one request to `/readyz` of the Headrest of this machine.
+//! One request to the Headrest of this machine, for commands that must answer whatever happens.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -7,20 +7,30 @@ use std::time::Duration;
 /// How long connecting, and the answer, may take. An orchestrator's own limit is seconds.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// More than the answer can be.
-const LONGEST_ANSWER: u64 = 16 << 10;
+const LONGEST_ANSWER: u64 = 1 << 20;
 
-/// Asks. Answers the probe's word when all is well, and else a sentence.
-pub(super) fn ask(listen: SocketAddr) -> Result<String, String> {
+/// An answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: String,
+}
+
+/// Asks for a path; with a token where one is needed.
+pub(super) fn get(listen: SocketAddr, path: &str, token: Option<&str>) -> Result<Answer, String> {
     let address = SocketAddr::new(reachable(listen.ip()), listen.port());
     let failed = |error: std::io::Error| format!("no answer from {address}: {error}");
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(failed)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
-    let request = "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let authorization =
+        token.map_or(String::new(), |token| format!("Authorization: Bearer {token}\r\n"));
+    // HTTP/1.0: the answer comes in one piece and ends with the connection.
+    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n{authorization}\r\n");
     stream.write_all(request.as_bytes()).map_err(failed)?;
     let mut answer = String::new();
     stream.take(LONGEST_ANSWER).read_to_string(&mut answer).map_err(failed)?;
-    parse(&answer).unwrap_or_else(|| Err(format!("{address} did not answer in HTTP")))
+    parse(&answer).ok_or_else(|| format!("{address} did not answer in HTTP"))
 }
 
 /// Where somebody who listens there is reached from this machine.
@@ -32,11 +42,10 @@ fn reachable(ip: IpAddr) -> IpAddr {
     }
 }
 
-fn parse(answer: &str) -> Option<Result<String, String>> {
-    let (head, word) = answer.split_once("\r\n\r\n")?;
-    let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?;
-    let word = word.trim().to_owned();
-    Some(if status == "200" { Ok(word) } else { Err(format!("not ready: {word}")) })
+fn parse(answer: &str) -> Option<Answer> {
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok()?;
+    Some(Answer { status, body: body.to_owned() })
 }
 
 #[cfg(test)]
@@ -46,10 +55,10 @@ mod tests {
     #[test]
     fn answers() {
         let head = "content-type: text/plain\r\ncontent-length: 5\r\n\r\n";
-        let ready = format!("HTTP/1.1 200 OK\r\n{head}ready");
-        assert_eq!(parse(&ready), Some(Ok("ready".to_owned())));
-        let down = format!("HTTP/1.1 503 Service Unavailable\r\n{head}restoring");
-        assert_eq!(parse(&down), Some(Err("not ready: restoring".to_owned())));
+        for (status, body) in [(200, "ready"), (503, "restoring")] {
+            let text = format!("HTTP/1.0 {status} Words\r\n{head}{body}");
+            assert_eq!(parse(&text), Some(Answer { status, body: body.to_owned() }));
+        }
         for text in ["", "SSH-2.0-OpenSSH\r\n\r\n", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 é\r\n\r\n"] {
             assert_eq!(parse(text), None, "{text:?}");
         }
@@ -70,6 +79,6 @@ mod tests {
     #[test]
     fn nobody_there() {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert!(ask(port).unwrap_err().contains("no answer"));
+        assert!(get(port, "/readyz", None).unwrap_err().contains("no answer"));
     }
 }

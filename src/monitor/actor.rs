@@ -1,0 +1,214 @@
+//! The task that judges what was seen, writes down how things stand, and tells of changes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
+
+use super::Parts;
+use super::facts::{self, Memory};
+use super::repository::Found;
+use crate::clock;
+use crate::domain::StanzaName;
+use crate::domain::health::conditions::{
+    ARCHIVING, ConditionName, State, conditions, is_explained,
+};
+use crate::domain::health::{FIRST_BACKUP, Facts, Level, Thresholds};
+use crate::metrics::NextRun;
+use crate::pulse::Pulse;
+use crate::store::Condition;
+use crate::telemetry::chain;
+
+/// How often the server and this machine are looked at.
+const EVERY: Duration = Duration::from_secs(5);
+/// How long a fault of archiving waits for a look at the repository, which may explain it.
+const EXPLAIN_WITHIN: Duration = Duration::from_secs(45);
+
+pub(super) struct Monitor {
+    parts: Parts,
+    thresholds: Thresholds,
+    publish: watch::Sender<Arc<BTreeMap<StanzaName, Facts>>>,
+    looks: watch::Receiver<BTreeMap<StanzaName, Found>>,
+    kick: Arc<Notify>,
+    memories: BTreeMap<StanzaName, Memory>,
+    /// What was told last.
+    told: BTreeMap<(StanzaName, String), (Level, Timestamp)>,
+    /// Since when a fault of archiving waits to be explained.
+    unexplained: BTreeMap<StanzaName, Instant>,
+    since: Timestamp,
+}
+
+impl Monitor {
+    pub(super) async fn new(
+        parts: Parts,
+        thresholds: Thresholds,
+        publish: watch::Sender<Arc<BTreeMap<StanzaName, Facts>>>,
+        looks: watch::Receiver<BTreeMap<StanzaName, Found>>,
+        kick: Arc<Notify>,
+    ) -> Self {
+        let mut told = BTreeMap::new();
+        let mut memories: BTreeMap<StanzaName, Memory> = BTreeMap::new();
+        match parts.context.store.conditions().await {
+            Ok(known) => {
+                for Condition { stanza, name, level, since } in known {
+                    if name == ARCHIVING && level != Level::Pass {
+                        memories.entry(stanza.clone()).or_default().failing_since = Some(since);
+                    }
+                    told.insert((stanza, name), (level, since));
+                }
+            }
+            Err(error) => tracing::error!("how things stood is not known: {}", chain(&error)),
+        }
+        Self {
+            parts,
+            thresholds,
+            publish,
+            looks,
+            kick,
+            memories,
+            told,
+            unexplained: BTreeMap::new(),
+            since: clock::now(),
+        }
+    }
+
+    pub(super) async fn run(mut self, pulse: Pulse) {
+        let shutdown = self.parts.context.shutdown.clone();
+        let mut server = self.parts.context.postgres.watch();
+        let mut schedules = self.parts.scheduler.watch();
+        while !shutdown.is_cancelled() {
+            pulse.beat();
+            self.look().await;
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = sleep(EVERY) => {}
+                Ok(()) = server.changed() => {}
+                Ok(()) = schedules.changed() => {}
+                Ok(()) = self.looks.changed() => {}
+            }
+        }
+    }
+
+    async fn look(&mut self) {
+        let now = clock::now();
+        let stanzas = self.parts.stanzas.clone();
+        let mut all = BTreeMap::new();
+        let mut levels = Vec::new();
+        for stanza in stanzas {
+            let found = self.looks.borrow().get(&stanza).cloned();
+            let memory = self.memories.entry(stanza.clone()).or_default();
+            let facts =
+                facts::gather(&self.parts, &stanza, found.as_ref(), memory, self.since, now).await;
+            let checks = facts.judge(&self.thresholds, now);
+            for check in &checks {
+                levels.push((check.key.to_string(), stanza.to_string(), check.level));
+            }
+            self.tell(&stanza, &conditions(&checks), found.as_ref(), now).await;
+            all.insert(stanza, facts);
+        }
+        self.parts.gauges.set_health(levels);
+        let views = self.parts.scheduler.views();
+        self.parts.gauges.set_schedules(views.iter().map(|view| NextRun {
+            schedule: view.schedule.name.to_string(),
+            at: view.next.map(|(_, due)| due),
+            missed: view.missed,
+        }));
+        self.publish.send_if_modified(|known| {
+            let changed = **known != all;
+            if changed {
+                *known = Arc::new(all);
+            }
+            changed
+        });
+    }
+
+    /// Tells of what has changed. What is not known now stays what it was.
+    async fn tell(
+        &mut self,
+        stanza: &StanzaName,
+        all: &BTreeMap<ConditionName, State>,
+        found: Option<&Found>,
+        now: Timestamp,
+    ) {
+        for (name, state) in all {
+            let key = (stanza.clone(), name.as_str().to_owned());
+            let before = self.told.get(&key).map_or(Level::Pass, |(level, _)| *level);
+            if name.as_str() == ARCHIVING && state.level == Level::Pass {
+                self.unexplained.remove(stanza);
+            }
+            // A new server is on its way to its first backup, which is no news.
+            let new = now.duration_since(self.since) < FIRST_BACKUP;
+            if before == state.level || (new && state.level == Level::Warn && name.is_for_new()) {
+                continue;
+            }
+            if state.level > before
+                && name.as_str() == ARCHIVING
+                && (self.may_be_explained(stanza, found) || is_explained(name, all))
+            {
+                continue;
+            }
+            self.change(stanza, name, state, before, now).await;
+        }
+        // A schedule that is no more has nothing to tell.
+        let gone: Vec<_> = self
+            .told
+            .keys()
+            .filter(|(of, name)| of == stanza && name.starts_with("schedule:"))
+            .filter(|(_, name)| !all.keys().any(|known| known.as_str() == name))
+            .cloned()
+            .collect();
+        for (of, name) in gone {
+            self.told.remove(&(of.clone(), name.clone()));
+            if let Err(error) = self.parts.context.store.forget_condition(of, name).await {
+                tracing::warn!("a condition is not forgotten: {}", chain(&error));
+            }
+        }
+    }
+
+    /// Whether a look at the repository, which is asked for at once, must be waited for first.
+    fn may_be_explained(&mut self, stanza: &StanzaName, found: Option<&Found>) -> bool {
+        let first = !self.unexplained.contains_key(stanza);
+        let since = *self.unexplained.entry(stanza.clone()).or_insert_with(Instant::now);
+        if first {
+            self.kick.notify_one();
+        }
+        let looked = found.is_some_and(|found| found.began >= since);
+        !looked && since.elapsed() < EXPLAIN_WITHIN
+    }
+
+    async fn change(
+        &mut self,
+        stanza: &StanzaName,
+        name: &ConditionName,
+        state: &State,
+        before: Level,
+        now: Timestamp,
+    ) {
+        let details: Vec<&str> = state.checks.iter().map(|check| check.detail.as_str()).collect();
+        let detail = details.join("; ");
+        match state.level {
+            Level::Pass => tracing::info!(stanza.name = %stanza, "{} is well again", name.as_str()),
+            Level::Warn => {
+                tracing::warn!(stanza.name = %stanza, "{} was {before} and is {}: {detail}", name.as_str(), state.level);
+            }
+            Level::Fail => {
+                tracing::error!(stanza.name = %stanza, "{} was {before} and is {}: {detail}", name.as_str(), state.level);
+            }
+        }
+        let condition = Condition {
+            stanza: stanza.clone(),
+            name: name.as_str().to_owned(),
+            level: state.level,
+            since: now,
+        };
+        match self.parts.context.store.keep_condition(condition).await {
+            Ok(()) => {
+                self.told.insert((stanza.clone(), name.as_str().to_owned()), (state.level, now));
+            }
+            Err(error) => tracing::error!("how things stand is not written: {}", chain(&error)),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Looks at a stanza's repositories once in a while: `info`, and whether its WAL is whole.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Parts;
+use crate::domain::archive::Gap;
+use crate::domain::health::WalFacts;
+use crate::domain::job::{BackupOptions, BackupSpec, JobSpec, OnConflict, Trigger};
+use crate::domain::plan::{Catalogue, Set};
+use crate::domain::window::Window;
+use crate::domain::{Annotations, BackupType, RepoKey, StanzaName, WalSegment};
+use crate::jobs::Submission;
+use crate::jobs::catalog::Freshness;
+use crate::jobs::plans::Look;
+
+/// How long a look may take before the repository counts as one that does not answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How soon a backup that a gap asked for is asked for again.
+const ASK_AGAIN: Duration = Duration::from_mins(15);
+/// What asks for it.
+const TRIGGER: &str = "wal-gap";
+
+/// What the last look found.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    /// When it began.
+    pub(super) began: Instant,
+    /// Why there is no answer. What `info` said is remembered elsewhere.
+    pub(super) failed: Option<String>,
+    /// The archive, when it could be compared with the server.
+    pub(super) wal: Option<WalFacts>,
+}
+
+/// Looks at one stanza's repositories.
+pub(super) struct Looker {
+    pub(super) parts: Parts,
+    pub(super) stanza: StanzaName,
+    pub(super) interval: Duration,
+    pub(super) looks: watch::Sender<BTreeMap<StanzaName, Found>>,
+    /// Somebody wants to know now.
+    pub(super) kick: Arc<Notify>,
+}
+
+impl Looker {
+    pub(super) async fn run(self) {
+        let shutdown = self.parts.context.shutdown.clone();
+        let _ = shutdown.run_until_cancelled(self.look_for_ever()).await;
+    }
+
+    async fn look_for_ever(&self) {
+        let mut asked: Option<Instant> = None;
+        let mut missing_before = false;
+        loop {
+            let found = self.look().await;
+            let missing = found
+                .wal
+                .as_ref()
+                .is_some_and(|wal| !wal.missing.is_empty() || wal.dropped.is_some());
+            // Twice in a row: the first is for people to see, and it may be a look at a bad moment.
+            if missing && missing_before && asked.is_none_or(|at| at.elapsed() >= ASK_AGAIN) {
+                asked = Some(Instant::now());
+                self.ask_for_backup().await;
+            }
+            missing_before = missing;
+            self.looks.send_modify(|all| {
+                all.insert(self.stanza.clone(), found);
+            });
+            tokio::select! {
+                () = sleep(self.interval) => {}
+                () = self.kick.notified() => sleep(Duration::from_millis(200)).await,
+            }
+        }
+    }
+
+    async fn look(&self) -> Found {
+        let began = Instant::now();
+        let found = |failed, wal| Found { began, failed, wal };
+        let catalog = &self.parts.context.catalog;
+        // Who looked meanwhile looked for us, too.
+        let enough = Freshness::Within(self.interval.min(Duration::from_secs(5)));
+        match timeout(PATIENCE, catalog.observe(&self.stanza, enough)).await {
+            Err(_) => {
+                let why =
+                    format!("pgbackrest info does not answer within {} s", PATIENCE.as_secs());
+                return found(Some(why), None);
+            }
+            Ok(Err(unavailable)) => return found(Some(unavailable.reason), None),
+            Ok(Ok(_)) => {}
+        }
+        // An answer of before would do for a page; here it must be from now.
+        let old = catalog.last(&self.stanza).and_then(Result::ok);
+        if old.is_some_and(|seen| seen.age() > self.interval + PATIENCE) {
+            let why = "pgbackrest info has not answered for a while".to_owned();
+            return found(Some(why), None);
+        }
+        let Ok(wal) = timeout(PATIENCE, self.wal()).await else {
+            let why = format!("the archive cannot be listed within {} s", PATIENCE.as_secs());
+            return found(Some(why), None);
+        };
+        found(None, wal)
+    }
+
+    /// The archive of a server that takes writes, compared with it.
+    async fn wal(&self) -> Option<WalFacts> {
+        let context = &self.parts.context;
+        context.server.as_ref().filter(|side| side.stanza == self.stanza)?;
+        // Before the look: what is archived meanwhile is not missing.
+        let status = context.postgres.status();
+        let archived = status.archiver.as_ref().and_then(|facts| facts.last_archived_wal.clone());
+        if !status.takes_writes() {
+            return None;
+        }
+        let look = self.parts.planner.windows(&self.stanza).await.ok()?;
+        let (catalogue, gauges) = (&look.ground.catalogue, &self.parts.gauges);
+        let size = catalogue.segment_size;
+        let archived = archived.and_then(|name| WalSegment::parse(&name, size).ok());
+        let mut facts = WalFacts::default();
+        let own: Vec<&Window> = look.windows.iter().filter(|window| window.is_current).collect();
+        for window in &own {
+            let moments = window.from().zip(window.to());
+            gauges.set_recovery_window(&self.stanza, window.repo, moments);
+            let missing = window.gaps.iter().map(Gap::segments).sum();
+            gauges.set_wal_gap(&self.stanza, window.repo, Some(missing));
+            let newest = newest_set(catalogue, window.repo)?;
+            let begin = newest.archive_start.number();
+            // Several workers archive at once: before the server takes a segment for archived a
+            // later one may be there already.
+            let settled = |gap: &&Gap| {
+                archived.is_none_or(|last| {
+                    gap.first.timeline() != last.timeline() || gap.first.number() <= last.number()
+                })
+            };
+            for gap in window.gaps.iter().filter(settled) {
+                let told = if own.len() > 1 {
+                    format!("{gap} in repository {}", window.repo)
+                } else {
+                    gap.to_string()
+                };
+                if gap.last.number() >= begin {
+                    facts.missing.push(told);
+                } else {
+                    facts.missing_before.push(told);
+                }
+            }
+        }
+        facts.dropped = archived.filter(|last| is_dropped(&look, *last)).map(|s| s.to_string());
+        Some(facts)
+    }
+
+    /// A new backup makes what is written from now on safe again.
+    async fn ask_for_backup(&self) {
+        let lane = self.parts.jobs.lane(&self.stanza);
+        if lane.is_some_and(|lane| lane.running.is_some() || lane.waiting > 0) {
+            return;
+        }
+        let submission = Submission {
+            spec: JobSpec::Backup(BackupSpec {
+                stanza: self.stanza.clone(),
+                repo: None,
+                backup_type: BackupType::Full,
+                annotations: Annotations::default(),
+                options: BackupOptions::default(),
+            }),
+            trigger: Trigger::Event(TRIGGER.to_owned()),
+            by: "headrest".to_owned(),
+            on_conflict: OnConflict::Refuse,
+            idempotency_key: None,
+        };
+        match self.parts.jobs.submit(submission).await {
+            Ok(job) => tracing::warn!(
+                stanza.name = %self.stanza, job.id = %job.id,
+                "WAL of stanza {} is missing: full backup {} makes what follows safe again",
+                self.stanza, job.id
+            ),
+            Err(denied) => tracing::warn!("no backup after a gap in the WAL: {denied}"),
+        }
+    }
+}
+
+/// The newest set of a repository on the server's own timeline.
+fn newest_set(catalogue: &Catalogue, repo: RepoKey) -> Option<&Set> {
+    let branch = catalogue.timelines.branch(catalogue.current?);
+    let own = catalogue
+        .sets
+        .iter()
+        .filter(|set| set.repo == repo && branch.holds(set.archive_start.timeline(), set.lsn_stop));
+    own.max_by_key(|set| set.lsn_stop)
+}
+
+/// Whether the server takes a segment for archived that no repository has. What is older than every
+/// backup may have expired.
+fn is_dropped(look: &Look, last: WalSegment) -> bool {
+    let catalogue = &look.ground.catalogue;
+    let repos = look.ground.archives.keys();
+    let begins = repos.filter_map(|repo| newest_set(catalogue, *repo));
+    let begin = begins.map(|set| set.archive_start.number()).max();
+    catalogue.current == Some(last.timeline())
+        && begin.is_some_and(|begin| last.number() >= begin)
+        && !catalogue.archived.has(last)
+}

@@ -1,0 +1,81 @@
+//! What health was last said to be.
+
+use jiff::Timestamp;
+use rusqlite::params;
+
+use super::rows::{column, during, parsed, time};
+use super::{Store, StoreError};
+use crate::domain::StanzaName;
+use crate::domain::health::Level;
+
+/// What something was last said to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    /// The stanza.
+    pub stanza: StanzaName,
+    /// What it is about.
+    pub name: String,
+    /// How well it was.
+    pub level: Level,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+impl Store {
+    /// All conditions.
+    pub async fn conditions(&self) -> Result<Vec<Condition>, StoreError> {
+        self.read(|connection| {
+            let failed = during("read conditions");
+            let mut statement = connection
+                .prepare_cached("SELECT stanza, name, level, since FROM conditions")
+                .map_err(&failed)?;
+            let mut rows = statement.query([]).map_err(&failed)?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next().map_err(&failed)? {
+                found.push(Condition {
+                    stanza: parsed(row, "stanza")?,
+                    name: column(row, "name")?,
+                    level: parsed(row, "level")?,
+                    since: time(row, "since")?,
+                });
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Keeps a condition.
+    pub async fn keep_condition(&self, condition: Condition) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            let Condition { stanza, name, level, since } = condition;
+            connection
+                .execute(
+                    "INSERT INTO conditions (stanza, name, level, since) VALUES (?1, ?2, ?3, ?4) \
+                     ON CONFLICT (stanza, name) DO UPDATE SET level = excluded.level, since = \
+                     excluded.since",
+                    params![stanza.as_str(), name, level.as_str(), since.as_microsecond()],
+                )
+                .map(drop)
+                .map_err(during("keep a condition"))
+        })
+        .await
+    }
+
+    /// Forgets a condition of something that is no more.
+    pub async fn forget_condition(
+        &self,
+        stanza: StanzaName,
+        name: String,
+    ) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            connection
+                .execute(
+                    "DELETE FROM conditions WHERE stanza = ?1 AND name = ?2",
+                    params![stanza.as_str(), name],
+                )
+                .map(drop)
+                .map_err(during("forget a condition"))
+        })
+        .await
+    }
+}
