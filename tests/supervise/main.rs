@@ -16,6 +16,7 @@ mod identity;
 mod last_rungs;
 mod orders;
 mod refusals;
+mod schedule;
 mod stale_pid;
 
 use support::fake::Fake;
