@@ -6,6 +6,7 @@
 mod audit;
 mod idempotency;
 mod jobs;
+mod outbox;
 mod recovery;
 mod rows;
 
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use audit::Deed;
 pub use idempotency::{Claim, StoredAnswer};
 pub use jobs::{JobFilter, NewEvent, StoredEvent};
+pub use outbox::{FailedAttempt, MOST_WAITING, NewNotice, Notice, TargetRecord};
 
 /// Numbered, append-only; `PRAGMA user_version` says how many a file has had.
 const MIGRATIONS: &[&str] = &[
