@@ -6,6 +6,7 @@
 
 mod contract;
 mod layers;
+mod notify;
 mod reader;
 mod sections;
 
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub use contract::Contract;
 pub use layers::{Environment, Flags};
+pub use notify::{Channel, NotifyConfig, SecretUrl, TargetKind};
 pub(crate) use reader::is_secret_option;
 pub use reader::{Origin, Shown};
 pub use sections::{
@@ -45,6 +47,8 @@ pub struct Config {
     pub contract: Option<Contract>,
     /// The stanzas, the supervised server's first.
     pub stanzas: Vec<StanzaConfig>,
+    /// Who is told what.
+    pub notify: Vec<NotifyConfig>,
     /// Every value with its source, for `headrest config print`.
     pub shown: Vec<Shown>,
     /// `PGBACKREST_*` variables of our own environment, passed on to every child; those of
@@ -94,6 +98,7 @@ impl Config {
         let (os_user, postgres) = sections::postgres(&mut reader);
         let pgbackrest = sections::pgbackrest(&mut reader);
         let stanzas = sections::stanzas(&mut reader);
+        let notify = notify::targets(&mut reader, &stanzas);
         sections::check_places(&mut reader, &state_dir, postgres.as_ref());
         let pgbackrest_env = reader.pgbackrest_variables();
         let shown = reader.finish()?;
@@ -107,6 +112,7 @@ impl Config {
             pgbackrest,
             contract: None,
             stanzas,
+            notify,
             shown,
             pgbackrest_env,
         };

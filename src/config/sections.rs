@@ -235,7 +235,7 @@ fn absolute(reader: &mut Reader<'_>, key: &str, default: &str) -> PathBuf {
 }
 
 /// A length of time: a number with `ms`, `s`, `m`, `min`, `h` or `d`.
-fn duration(reader: &mut Reader<'_>, key: &str, default: &str) -> Duration {
+pub(super) fn duration(reader: &mut Reader<'_>, key: &str, default: &str) -> Duration {
     let text = reader.get(key, default.to_owned());
     let parsed = text
         .parse::<jiff::SignedDuration>()

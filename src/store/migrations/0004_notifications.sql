@@ -23,7 +23,7 @@ CREATE TABLE outbox (
     error      TEXT
 ) STRICT;
 CREATE INDEX outbox_by_target ON outbox (target, given_up, id);
-CREATE INDEX outbox_by_subject ON outbox (target, subject, id);
+CREATE INDEX outbox_by_subject ON outbox (target, given_up, subject, id);
 
 -- Up to which event of jobs notifications were made. One row at most.
 CREATE TABLE outbox_cursor (
