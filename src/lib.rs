@@ -12,6 +12,7 @@
 //! - [`process`]: the one place that spawns, and how processes are ended.
 //! - [`postgres`]: first start, and the supervisor that owns the server.
 //! - [`store`]: history in SQLite.
+//! - [`notify`]: who is told what, and keeps being told until it has arrived.
 //! - [`jobs`]: `jobs::queue` changes the state of jobs, one lane per stanza; `jobs::worker` and
 //!   `jobs::restore` carry them out; `jobs::catalog` remembers what `info` said.
 //! - [`http`]: `http::router` has every route on one page; one file per resource in `http::api`.
@@ -37,6 +38,8 @@ pub mod process;
 pub mod postgres;
 
 pub mod store;
+
+pub mod notify;
 
 pub mod jobs;
 
