@@ -313,6 +313,8 @@ mod tests {
     use super::super::{Config, Environment, Flags};
     use super::*;
 
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+
     const SLACK: &str =
         "[[notify]]\nname = \"ops\"\ntype = \"slack\"\nurl = \"http://h.test/s3cret\"\n";
 
@@ -368,7 +370,7 @@ mod tests {
             ("HEADREST_NOTIFY__0__TYPE", "slack"),
             ("HEADREST_NOTIFY__0__URL_FILE", path),
         ];
-        let cases: [(&str, &[(&str, &str)], &str); 4] = [
+        let cases: [(&str, Pairs<'_>, &str); 4] = [
             (&by_file, &[], "hooks.example.com"),
             (no_url, &[("HEADREST_NOTIFY__0__URL_FILE", path)], "hooks.example.com"),
             (&by_file, &[("HEADREST_NOTIFY__0__URL", "http://b.test/s3cret")], "b.test"),

@@ -153,7 +153,7 @@ impl<'a> Reader<'a> {
         let by_path = self.lookup(&path_key).map(|(_, origin)| origin);
         match (direct, by_path) {
             (Some(Origin::Environment(_)), Some(Origin::File(_))) => self.secret(key),
-            (_, Some(Origin::Environment(_))) | (_, None) => self.secret(key),
+            (_, Some(Origin::Environment(_)) | None) => self.secret(key),
             (Some(_), Some(_)) => {
                 self.error(key, &format!("both {key} and {path_key} are set; set one"));
                 None

@@ -228,12 +228,14 @@ impl Event {
     }
 
     /// The same with more words, cut to a length that every receiver takes.
+    #[must_use]
     pub fn with_detail(mut self, detail: &str) -> Self {
         self.detail = cut(detail, DETAIL_MAX_CHARS);
         self
     }
 
     /// The same of a stanza.
+    #[must_use]
     pub fn of_stanza(mut self, stanza: StanzaName) -> Self {
         self.stanza = Some(stanza);
         self

@@ -5,6 +5,7 @@ pub(super) mod backups;
 pub(super) mod decisions;
 pub(super) mod events;
 pub mod jobs;
+pub(super) mod notifications;
 pub(super) mod plans;
 pub(super) mod processes;
 pub(super) mod restores;

@@ -9,7 +9,8 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::api::{
-    audit, backups, decisions, events, jobs, plans, processes, restores, stanzas, version, wal,
+    audit, backups, decisions, events, jobs, notifications, plans, processes, restores, stanzas,
+    version, wal,
 };
 use super::middleware::{etag, guard, idempotency, outermost};
 use super::problem::{ErrorCode, Problem};
@@ -52,6 +53,8 @@ pub(super) fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(processes::stop))
         .routes(routes!(processes::restart))
         .routes(routes!(processes::reload))
+        .routes(routes!(notifications::list))
+        .routes(routes!(notifications::test))
         .routes(routes!(audit::list))
 }
 

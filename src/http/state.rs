@@ -9,6 +9,7 @@ use super::auth::Auth;
 use crate::config::ShortRoutes;
 use crate::domain::StanzaName;
 use crate::jobs::{Catalog, JobsHandle, Planner, Wal};
+use crate::notify::Notifier;
 use crate::pgbackrest::version::Version;
 use crate::postgres::supervisor::PostgresHandle;
 use crate::pulse::Pulses;
@@ -35,6 +36,8 @@ pub struct Shared {
     pub catalog: Catalog,
     /// History, to be read only.
     pub store: Store,
+    /// Who is told what happens.
+    pub notifier: Notifier,
     /// Who may do what.
     pub auth: Auth,
     /// The configured stanzas; the supervised server's is the first.

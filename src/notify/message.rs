@@ -238,13 +238,11 @@ fn text(
     for c in event.detail.chars() {
         let mut escaped = String::new();
         escape(c, &mut escaped);
-        match left.checked_sub(escaped.chars().count()) {
-            Some(rest) => left = rest,
-            None => {
-                out.push('…');
-                break;
-            }
-        }
+        let Some(rest) = left.checked_sub(escaped.chars().count()) else {
+            out.push('…');
+            break;
+        };
+        left = rest;
         out.push_str(&escaped);
     }
     out + &end

@@ -5,6 +5,7 @@
 
 mod errors;
 mod jobs;
+mod notifications;
 mod openapi;
 mod pages;
 mod reads;

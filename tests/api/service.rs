@@ -10,7 +10,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
-use headrest::config::{Auth as AuthMode, ShortRoutes};
+use headrest::config::{Auth as AuthMode, NotifyConfig, ShortRoutes};
 use headrest::domain::StanzaName;
 use headrest::http::state::Shared;
 use headrest::http::{AppState, Auth, router};
@@ -18,6 +18,7 @@ use headrest::jobs::archive::Archives;
 use headrest::jobs::context::Wake;
 use headrest::jobs::journal::Journals;
 use headrest::jobs::{Catalog, Context, JobsHandle, Planner, Wal};
+use headrest::notify::{Notifier, Settings};
 use headrest::pgbackrest::runner::Tool;
 use headrest::postgres::supervisor::PostgresHandle;
 use headrest::pulse::Pulses;
@@ -77,11 +78,17 @@ pub(crate) struct Options {
     pub(crate) script: String,
     pub(crate) auth: AuthMode,
     pub(crate) short_routes: ShortRoutes,
+    pub(crate) notify: Vec<NotifyConfig>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { script: info_from(THREE), auth: AuthMode::Token, short_routes: ShortRoutes::On }
+        Self {
+            script: info_from(THREE),
+            auth: AuthMode::Token,
+            short_routes: ShortRoutes::On,
+            notify: Vec::new(),
+        }
     }
 }
 
@@ -99,7 +106,6 @@ impl Service {
         Self::with(Options { script: script.to_owned(), ..Options::default() }).await
     }
 
-    #[expect(clippy::unused_async, reason = "it starts tasks, so it needs the runtime")]
     pub(crate) async fn with(options: Options) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let binary = fake(directory.path(), &options.script);
@@ -123,6 +129,9 @@ impl Service {
             shutdown: shutdown.clone(),
             hurry: CancellationToken::new(),
         };
+        let settings = Settings::new(options.notify, BTreeMap::new());
+        let followed = context.wake.subscribe();
+        let (notifier, _) = Notifier::spawn(settings, store.clone(), followed).await.unwrap();
         let (planner, wal) = (Planner::new(context.clone()), Wal::new(context.clone()));
         let (jobs, _) = JobsHandle::spawn(context, [stanza.clone()], pulses.add("jobs"));
         let state = AppState::new(Shared {
@@ -133,6 +142,7 @@ impl Service {
             fence_dir: None,
             catalog,
             store,
+            notifier,
             auth: Auth::new(options.auth, Some(&TOKEN.to_owned().into())),
             stanzas: vec![stanza],
             allowed_hosts: vec!["localhost".to_owned()],
