@@ -219,7 +219,7 @@ pub(super) fn targets(reader: &mut Reader<'_>, stanzas: &[StanzaConfig]) -> Vec<
 
 fn channel(reader: &mut Reader<'_>, key: &dyn Fn(&str) -> String) -> Option<Channel> {
     let kind: Option<TargetKind> = parsed(reader, &key("type"));
-    if reader.get_if_any::<String>(&key("type")).is_none() {
+    if kind.is_none() && !reader.is_given(&key("type")) {
         let known: Vec<_> = TargetKind::ALL.iter().map(|kind| kind.as_str()).collect();
         reader.error(&key("type"), &format!("is missing; one of {}", known.join(", ")));
     }

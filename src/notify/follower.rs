@@ -99,6 +99,13 @@ async fn event_of(notifier: &Notifier, change: &StoredEvent) -> Result<Option<Ev
     if let Some(awaiting) = then.awaiting {
         return Ok(Some(of_wait(&job, awaiting, change.at)));
     }
+    if then.state == JobState::Running {
+        // A restore that goes on after a restart has begun once only.
+        let first = notifier.0.store.events(Some(id), 0, Some("state"), 1).await?;
+        if first.first().is_some_and(|first| first.id != change.id) {
+            return Ok(None);
+        }
+    }
     // The job may have gone on since.
     job.state = then.state;
     if !then.state.is_final() {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +22,7 @@ enum Looked {
     /// Nothing waits.
     Empty,
     /// The next one is not due yet, or was tried in vain.
-    NotYet(jiff::Timestamp),
+    NotYet(Timestamp),
 }
 
 /// Works for the target at `index` until `last_round`, after which it goes on only as long as
@@ -95,7 +96,7 @@ async fn look(notifier: &Notifier, target: &Target) -> Result<Looked, StoreError
     };
     let next = delivery::after(failure, target.config.give_up_after, rand::random());
     let due_at = match next {
-        Next::TryAgainAfter(delay) => Some(at.saturating_add(delay).unwrap_or(at)),
+        Next::TryAgainAfter(delay) => Some(later(at, delay)),
         Next::TooOld | Next::Refused => None,
     };
     let attempt = FailedAttempt {
@@ -127,7 +128,13 @@ async fn look(notifier: &Notifier, target: &Target) -> Result<Looked, StoreError
     Ok(Looked::Done)
 }
 
-fn set(target: &Target, state: TargetState, next_attempt_at: Option<jiff::Timestamp>) {
+/// To the microsecond, as it is stored.
+fn later(at: Timestamp, delay: Duration) -> Timestamp {
+    let due = at.saturating_add(delay).unwrap_or(at);
+    Timestamp::from_microsecond(due.as_microsecond()).unwrap_or(due)
+}
+
+fn set(target: &Target, state: TargetState, next_attempt_at: Option<Timestamp>) {
     target.status.send_if_modified(|status| {
         let next = TargetStatus { state, next_attempt_at, ..status.clone() };
         let modified = *status != next;

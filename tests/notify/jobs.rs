@@ -122,11 +122,14 @@ async fn a_dead_mans_switch_hears_from_its_schedule_alone() {
 #[tokio::test]
 async fn a_restore_that_waits_is_told_once() {
     let receiver = Receiver::good().await;
-    let rig = Rig::new(&target("ops", "webhook", &receiver.url("/"), "")).await;
+    let more = "events = [\"restore.*\"]";
+    let rig = Rig::new(&target("ops", "webhook", &receiver.url("/"), more)).await;
     let spec = JobSpec::Restore(RestoreSpec::new("main".parse().unwrap(), RecoveryTarget::Latest));
     let mut job = Job::queued(JobId::new(start()), spec, Trigger::Api, "t".into(), start());
     rig.store.insert_job(job.clone(), None).await.unwrap();
     job.apply(JobEvent::Start, start()).unwrap();
+    // Twice: Headrest was restarted, and the restore goes on.
+    save(&rig.store, &job).await;
     save(&rig.store, &job).await;
     let at = start() + Duration::from_secs(60);
     let data = serde_json::json!({ "state": "running", "outcome": null, "awaiting": "wal-gap" });
@@ -135,7 +138,7 @@ async fn a_restore_that_waits_is_told_once() {
     rig.wake.send_replace(last);
     rig.tasks.close(PATIENCE).await;
     let got = receiver.requests();
-    assert_eq!(got.len(), 1, "{got:?}");
-    assert_eq!(got[0].json()["event"], "restore.waiting");
-    assert_eq!(got[0].json()["at"], "2026-11-20T14:01:00Z");
+    let told: Vec<_> = got.iter().map(|got| got.header("headrest-event")).collect();
+    assert_eq!(told, ["restore.started", "restore.waiting"]);
+    assert_eq!(got[1].json()["at"], "2026-11-20T14:01:00Z");
 }
