@@ -27,6 +27,7 @@ use crate::jobs::archive::Archives;
 use crate::jobs::context::{ServerSide, Wake};
 use crate::jobs::journal::Journals;
 use crate::jobs::{self, Catalog, Context, JobsHandle, Planner, Wal};
+use crate::metrics::Metrics;
 use crate::notify::{self, Notifier};
 use crate::pgbackrest::command::{archive_command, archive_get};
 use crate::pgbackrest::runner::GRACE;
@@ -40,6 +41,7 @@ use crate::postgres::supervisor::{
 use crate::process::become_program;
 use crate::process::signals::{Heard, Signals};
 use crate::pulse::Pulses;
+use crate::scheduler::{self, SchedulerHandle};
 use crate::store::Store;
 use crate::telemetry;
 
@@ -201,6 +203,15 @@ async fn serve(
     };
     let (jobs, mut queue) = JobsHandle::spawn(context.clone(), names.clone(), pulses.add("jobs"));
 
+    let backed_up = context.server.as_ref().filter(|side| side.archiving == Archiving::Ours);
+    let fixed = scheduler::fixed(&config.schedules, backed_up.map(|side| &side.stanza));
+    let pulse = pulses.add("scheduler");
+    let (scheduler, scheduling) =
+        SchedulerHandle::spawn(context.clone(), jobs.clone(), fixed, pulse).await;
+    let metrics = Metrics::new(config.metrics.clone(), jiff::tz::TimeZone::system());
+    let counted = jobs::tally::history(&store, &metrics).await?;
+    tokio::spawn(jobs::tally::follow(store.clone(), jobs.events(), metrics.clone(), counted));
+
     let token = match config.server.auth {
         AuthMode::Token => Some(places::admin_token(&config)?),
         AuthMode::Off => None,
@@ -210,6 +221,7 @@ async fn serve(
         postgres: postgres.clone(),
         planner: Planner::new(context.clone()),
         wal: Wal::new(context.clone()),
+        scheduler,
         fence_dir: context.server.as_ref().map(|side| side.fence_dir.clone()),
         catalog,
         store,
@@ -219,6 +231,7 @@ async fn serve(
         allowed_hosts: config.server.allowed_hosts.clone(),
         short_routes: config.server.short_routes,
         pgbackrest: version,
+        metrics,
         pulses,
         shutdown: streams_end.clone(),
     });
@@ -296,7 +309,7 @@ async fn serve(
     if timeout(HTTP_GRACE, &mut http).await.is_err() {
         http.abort();
     }
-    drop(supervising);
+    drop((supervising, scheduling));
     tracing::info!("stopped");
     Ok(())
 }

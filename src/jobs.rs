@@ -16,6 +16,7 @@ pub mod queue;
 pub mod recorder;
 mod restore;
 pub mod submission;
+pub mod tally;
 pub mod wal;
 mod worker;
 

@@ -9,10 +9,12 @@ use super::auth::Auth;
 use crate::config::ShortRoutes;
 use crate::domain::StanzaName;
 use crate::jobs::{Catalog, JobsHandle, Planner, Wal};
+use crate::metrics::Metrics;
 use crate::notify::Notifier;
 use crate::pgbackrest::version::Version;
 use crate::postgres::supervisor::PostgresHandle;
 use crate::pulse::Pulses;
+use crate::scheduler::SchedulerHandle;
 use crate::store::Store;
 
 /// What handlers share; clones share it.
@@ -30,6 +32,8 @@ pub struct Shared {
     pub planner: Planner,
     /// The server's WAL.
     pub wal: Wal,
+    /// Schedules.
+    pub scheduler: SchedulerHandle,
     /// Where the socket of a fenced server is.
     pub fence_dir: Option<PathBuf>,
     /// What the repositories hold.
@@ -48,6 +52,8 @@ pub struct Shared {
     pub short_routes: ShortRoutes,
     /// pgBackRest's version, when it could be asked.
     pub pgbackrest: Option<Version>,
+    /// What is measured.
+    pub metrics: Metrics,
     /// The service's own loops.
     pub pulses: Pulses,
     /// Streams end when this is cancelled.

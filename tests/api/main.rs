@@ -5,8 +5,11 @@
 
 mod errors;
 mod jobs;
+mod metrics;
+mod monitoring;
 mod notifications;
 mod openapi;
 mod pages;
 mod reads;
+mod schedules;
 mod service;

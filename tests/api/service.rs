@@ -5,23 +5,27 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
-use headrest::config::{Auth as AuthMode, NotifyConfig, ShortRoutes};
+use headrest::config::{Auth as AuthMode, MetricsConfig, NotifyConfig, ShortRoutes};
 use headrest::domain::StanzaName;
+use headrest::domain::schedule::Schedule;
 use headrest::http::state::Shared;
 use headrest::http::{AppState, Auth, router};
 use headrest::jobs::archive::Archives;
 use headrest::jobs::context::Wake;
 use headrest::jobs::journal::Journals;
-use headrest::jobs::{Catalog, Context, JobsHandle, Planner, Wal};
+use headrest::jobs::{self, Catalog, Context, JobsHandle, Planner, Wal};
+use headrest::metrics::Metrics;
 use headrest::notify::{Notifier, Settings};
 use headrest::pgbackrest::runner::Tool;
 use headrest::postgres::supervisor::PostgresHandle;
 use headrest::pulse::Pulses;
+use headrest::scheduler::{Origin, SchedulerHandle};
 use headrest::store::Store;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
@@ -37,6 +41,8 @@ pub(crate) const THREE: &str =
 pub(crate) struct Service {
     pub(crate) router: Router,
     pub(crate) directory: tempfile::TempDir,
+    pub(crate) metrics: Metrics,
+    store: Store,
     shutdown: CancellationToken,
 }
 
@@ -78,6 +84,8 @@ pub(crate) struct Options {
     pub(crate) script: String,
     pub(crate) auth: AuthMode,
     pub(crate) short_routes: ShortRoutes,
+    pub(crate) schedules: Vec<Schedule>,
+    pub(crate) metrics: MetricsConfig,
     pub(crate) notify: Vec<NotifyConfig>,
 }
 
@@ -87,6 +95,8 @@ impl Default for Options {
             script: info_from(THREE),
             auth: AuthMode::Token,
             short_routes: ShortRoutes::On,
+            schedules: Vec::new(),
+            metrics: MetricsConfig::default(),
             notify: Vec::new(),
         }
     }
@@ -133,25 +143,41 @@ impl Service {
         let followed = context.wake.subscribe();
         let (notifier, _) = Notifier::spawn(settings, store.clone(), followed).await.unwrap();
         let (planner, wal) = (Planner::new(context.clone()), Wal::new(context.clone()));
-        let (jobs, _) = JobsHandle::spawn(context, [stanza.clone()], pulses.add("jobs"));
+        let (jobs, _) = JobsHandle::spawn(context.clone(), [stanza.clone()], pulses.add("jobs"));
+        let fixed =
+            options.schedules.into_iter().map(|schedule| (schedule, Origin::File)).collect();
+        let (scheduler, _) =
+            SchedulerHandle::spawn(context, jobs.clone(), fixed, pulses.add("scheduler")).await;
+        let metrics = Metrics::new(options.metrics, jiff::tz::TimeZone::UTC);
+        let counted = jobs::tally::history(&store, &metrics).await.unwrap();
+        tokio::spawn(jobs::tally::follow(store.clone(), jobs.events(), metrics.clone(), counted));
         let state = AppState::new(Shared {
             jobs,
             postgres: PostgresHandle::beside(),
             planner,
             wal,
+            scheduler,
             fence_dir: None,
             catalog,
-            store,
+            store: store.clone(),
             notifier,
             auth: Auth::new(options.auth, Some(&TOKEN.to_owned().into())),
             stanzas: vec![stanza],
             allowed_hosts: vec!["localhost".to_owned()],
             short_routes: options.short_routes,
             pgbackrest: None,
+            metrics: metrics.clone(),
             pulses,
             shutdown: shutdown.clone(),
         });
-        Self { router: router::router(&state), directory, shutdown }
+        Self { router: router::router(&state), directory, metrics, store, shutdown }
+    }
+
+    /// What a Headrest that is started now on the same history counts.
+    pub(crate) async fn count_again(&self) -> Metrics {
+        let metrics = Metrics::new(MetricsConfig::default(), jiff::tz::TimeZone::UTC);
+        jobs::tally::history(&self.store, &metrics).await.unwrap();
+        metrics
     }
 
     /// A request with the token.
@@ -198,6 +224,15 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         self.shutdown.cancel();
+    }
+}
+
+/// Looks until it is so; panics when it is not in time.
+pub(crate) async fn eventually(what: &str, mut look: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !look() {
+        assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
