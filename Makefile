@@ -111,7 +111,7 @@ test: packages promtool rust
 	else
 	    # Two at a time, as .config/nextest.toml says: many tests run a PostgreSQL of their own.
 	    export RUST_TEST_THREADS=2
-	    $(CARGO) test --locked --no-fail-fast --lib --bins --test api --test architecture \
+	    $(CARGO) test --locked --no-fail-fast --lib --bins --test api --test architecture --test notify \
 	        --test deployment --test real --test supervise
 	    image=(test --test container)
 	fi

@@ -29,6 +29,7 @@ use crate::jobs::journal::Journals;
 use crate::jobs::{self, Catalog, Context, JobsHandle, Planner, Wal};
 use crate::metrics::Metrics;
 use crate::monitor::{self, MonitorHandle};
+use crate::notify::{self, Notifier};
 use crate::pgbackrest::command::{archive_command, archive_get};
 use crate::pgbackrest::runner::GRACE;
 use crate::postgres::bootstrap::{self, FirstStart};
@@ -47,6 +48,8 @@ use crate::telemetry;
 
 /// How long requests under way may take once everything else has ended.
 const HTTP_GRACE: Duration = Duration::from_secs(3);
+/// How long what is to be told may take to be delivered at the end.
+const NOTIFY_GRACE: Duration = Duration::from_secs(2);
 /// What a stop of PostgreSQL may take beyond its configured time, for the later rungs.
 const STOP_RUNGS: Duration = Duration::from_secs(70);
 
@@ -113,6 +116,8 @@ async fn serve(
     let last_event = store.last_event_id().await?;
     let had_jobs = last_event > 0;
     let wake = Wake::new(last_event);
+    let settings = notify::Settings::new(config.notify.clone(), user.environment(environment));
+    let (notifier, notifying) = Notifier::spawn(settings, store.clone(), wake.subscribe()).await?;
     let tool = Arc::new(side.tool);
     let names: Vec<_> = config.stanzas.iter().map(|stanza| stanza.name.clone()).collect();
     let catalog = Catalog::new(Arc::clone(&tool), names.clone());
@@ -215,6 +220,7 @@ async fn serve(
         planner: planner.clone(),
         scheduler: scheduler.clone(),
         gauges: metrics.gauges().clone(),
+        notifier: notifier.clone(),
         stanzas: names.clone(),
     };
     let monitor = MonitorHandle::spawn(parts, &config.health, pulses.add("monitor")).await;
@@ -233,6 +239,7 @@ async fn serve(
         fence_dir: context.server.as_ref().map(|side| side.fence_dir.clone()),
         catalog,
         store,
+        notifier,
         auth: Auth::new(config.server.auth, token.as_ref()),
         stanzas: names,
         allowed_hosts: config.server.allowed_hosts.clone(),
@@ -310,6 +317,7 @@ async fn serve(
             }
         }
     }
+    notifying.close(NOTIFY_GRACE).await;
     streams_end.cancel();
     output_end.cancel();
     if timeout(HTTP_GRACE, &mut http).await.is_err() {

@@ -8,6 +8,7 @@ mod contract;
 mod health;
 mod layers;
 mod metrics;
+mod notify;
 mod reader;
 mod schedules;
 mod sections;
@@ -19,6 +20,7 @@ pub use contract::Contract;
 pub use health::HealthConfig;
 pub use layers::{Environment, Flags};
 pub use metrics::MetricsConfig;
+pub use notify::{Channel, NotifyConfig, SecretUrl, TargetKind};
 pub(crate) use reader::is_secret_option;
 pub use reader::{Origin, Shown};
 pub use schedules::SchedulesConfig;
@@ -57,6 +59,8 @@ pub struct Config {
     pub health: HealthConfig,
     /// What is done by itself, and when.
     pub schedules: SchedulesConfig,
+    /// Who is told what.
+    pub notify: Vec<NotifyConfig>,
     /// Every value with its source, for `headrest config print`.
     pub shown: Vec<Shown>,
     /// `PGBACKREST_*` variables of our own environment, passed on to every child; those of
@@ -108,6 +112,7 @@ impl Config {
         let metrics = metrics::metrics(&mut reader);
         let stanzas = sections::stanzas(&mut reader);
         let schedules = schedules::schedules(&mut reader, &stanzas);
+        let notify = notify::targets(&mut reader, &stanzas);
         sections::check_places(&mut reader, &state_dir, postgres.as_ref());
         let health = health::health(&mut reader);
         let pgbackrest_env = reader.pgbackrest_variables();
@@ -125,6 +130,7 @@ impl Config {
             stanzas,
             health,
             schedules,
+            notify,
             shown,
             pgbackrest_env,
         };

@@ -6,6 +6,8 @@ pub mod annotation;
 pub mod archive;
 pub mod backup;
 pub mod database;
+pub mod delivery;
+pub mod event;
 pub mod health;
 pub mod job;
 pub mod plan;

@@ -12,6 +12,7 @@
 //! - [`process`]: the one place that spawns, and how processes are ended.
 //! - [`postgres`]: first start, and the supervisor that owns the server.
 //! - [`store`]: history in SQLite. [`metrics`]: what is measured, for Prometheus.
+//! - [`notify`]: who is told what, and keeps being told until it has arrived.
 //! - [`jobs`]: `jobs::queue` changes the state of jobs, one lane per stanza; `jobs::worker` and
 //!   `jobs::restore` carry them out; `jobs::catalog` remembers what `info` said.
 //! - [`scheduler`]: what is done by itself, and when; `domain::schedule` decides.
@@ -41,6 +42,7 @@ pub mod postgres;
 pub mod store;
 
 pub mod metrics;
+pub mod notify;
 
 pub mod jobs;
 

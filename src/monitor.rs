@@ -21,6 +21,7 @@ use crate::domain::StanzaName;
 use crate::domain::health::{Check, Facts, Thresholds};
 use crate::jobs::{Context, JobsHandle, Planner};
 use crate::metrics::Gauges;
+use crate::notify::Notifier;
 use crate::pulse::Pulse;
 use crate::scheduler::SchedulerHandle;
 
@@ -37,6 +38,8 @@ pub struct Parts {
     pub scheduler: SchedulerHandle,
     /// Where metrics are left.
     pub gauges: Gauges,
+    /// Who is told.
+    pub notifier: Notifier,
     /// The configured stanzas.
     pub stanzas: Vec<StanzaName>,
 }

@@ -7,6 +7,7 @@ mod audit;
 mod conditions;
 mod idempotency;
 mod jobs;
+mod outbox;
 mod recovery;
 mod rows;
 mod schedules;
@@ -23,6 +24,7 @@ pub use audit::Deed;
 pub use conditions::Condition;
 pub use idempotency::{Claim, StoredAnswer};
 pub use jobs::{JobFilter, NewEvent, StoredEvent};
+pub use outbox::{FailedAttempt, MOST_WAITING, NewNotice, Notice, TargetRecord};
 pub use schedules::{StoredSchedule, StoredVerdict};
 pub use tally::EndedJob;
 

@@ -17,8 +17,9 @@ const COMPOSE_S3: &str = include_str!("../docker/compose.s3.yaml");
 const DOCKERFILE: &str = include_str!("../docker/Dockerfile");
 const OVERLAY: &str = include_str!("../docker/Dockerfile.overlay");
 
-/// What a stop may take by our own defaults: jobs, the fast stop, the rungs after it, HTTP.
-const STOPPING_S: i64 = 30 + 120 + 70 + 3;
+/// What a stop may take by our own defaults: jobs, the fast stop, the rungs after it,
+/// notifications, HTTP.
+const STOPPING_S: i64 = 30 + 120 + 70 + 2 + 3;
 
 fn yaml(text: &str) -> Value {
     serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{error}"))

@@ -145,6 +145,53 @@ impl<'a> Reader<'a> {
         Some(text.into())
     }
 
+    /// A secret that the configuration file, too, may give as a file: `url`, or `url_file`. What a
+    /// variable says wins over what the file says, in whichever of the two ways.
+    pub(super) fn secret_or_file(&mut self, key: &str) -> Option<SecretString> {
+        let path_key = format!("{key}_file");
+        let direct = self.lookup(key).map(|(_, origin)| origin);
+        let by_path = self.lookup(&path_key).map(|(_, origin)| origin);
+        match (direct, by_path) {
+            (Some(Origin::Environment(_)), Some(Origin::File(_))) => self.secret(key),
+            (_, Some(Origin::Environment(_)) | None) => self.secret(key),
+            (Some(_), Some(_)) => {
+                self.error(key, &format!("both {key} and {path_key} are set; set one"));
+                None
+            }
+            (None, Some(origin)) => {
+                let path: String = self.find(&path_key)?;
+                match std::fs::read_to_string(&path) {
+                    Ok(text) if !text.trim().is_empty() => {
+                        self.show(key, "********".to_owned(), origin);
+                        Some(text.trim_end_matches(['\n', '\r']).into())
+                    }
+                    Ok(_) => {
+                        self.error(key, &format!("{path} is empty"));
+                        None
+                    }
+                    Err(error) => {
+                        self.error(key, &format!("cannot read {path}: {error}"));
+                        None
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether any source gives this key.
+    pub(super) fn is_given(&mut self, key: &str) -> bool {
+        self.lookup(key).is_some()
+    }
+
+    /// How many tables `[[section]]` has, with those that only variables describe.
+    pub(super) fn tables_or_variables(&mut self, section: &str) -> usize {
+        let mut count = self.tables(section);
+        while self.has_section(&format!("{section}[{count}]")) {
+            count += 1;
+        }
+        count
+    }
+
     /// Whether any source says anything about a section.
     pub(super) fn has_section(&self, section: &str) -> bool {
         let prefix = format!("{}__", variable(section));

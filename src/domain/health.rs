@@ -12,6 +12,7 @@ use std::fmt;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use super::schedule::run::Trouble;
 use super::words::words;
 
 /// How long a server that is new may be without a backup before that is a failure.
@@ -183,8 +184,10 @@ pub struct Disk {
 pub struct ScheduleFacts {
     /// Its name.
     pub name: String,
+    /// Whether it takes backups.
+    pub backs_up: bool,
     /// What went wrong last.
-    pub trouble: Option<String>,
+    pub trouble: Option<Trouble>,
 }
 
 /// What is known of a stanza.

@@ -6,6 +6,7 @@ pub(super) mod decisions;
 pub(super) mod events;
 pub(super) mod health;
 pub mod jobs;
+pub(super) mod notifications;
 pub(super) mod plans;
 pub(super) mod processes;
 pub(super) mod restores;

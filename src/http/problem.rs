@@ -41,6 +41,8 @@ words! {
         NoSuchJob = "no-such-job",
         /// No such process.
         NoSuchProcess = "no-such-process",
+        /// No such target of notifications.
+        NoSuchNotification = "no-such-notification",
         /// The path exists, the method does not.
         MethodNotAllowed = "method-not-allowed",
         /// Another job has the stanza's lane.
@@ -126,7 +128,8 @@ impl ErrorCode {
             | Self::NoSuchBackup
             | Self::NoSuchJob
             | Self::NoSuchSchedule
-            | Self::NoSuchProcess => StatusCode::NOT_FOUND,
+            | Self::NoSuchProcess
+            | Self::NoSuchNotification => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::LaneBusy
@@ -176,6 +179,7 @@ impl ErrorCode {
             Self::NoSuchBackup => "No such backup",
             Self::NoSuchJob => "No such job",
             Self::NoSuchProcess => "No such process",
+            Self::NoSuchNotification => "No such target of notifications",
             Self::MethodNotAllowed => "This path does not have that method",
             Self::LaneBusy => "The stanza is busy",
             Self::JobEnded => "The job has ended",

@@ -9,8 +9,8 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::api::{
-    audit, backups, decisions, events, health, jobs, plans, processes, restores, schedules,
-    stanzas, version, wal,
+    audit, backups, decisions, events, health, jobs, notifications, plans, processes, restores,
+    schedules, stanzas, version, wal,
 };
 use super::middleware::{etag, guard, idempotency, measure, outermost};
 use super::problem::{ErrorCode, Problem};
@@ -60,6 +60,8 @@ pub(super) fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(processes::stop))
         .routes(routes!(processes::restart))
         .routes(routes!(processes::reload))
+        .routes(routes!(notifications::list))
+        .routes(routes!(notifications::test))
         .routes(routes!(audit::list))
 }
 

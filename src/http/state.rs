@@ -11,6 +11,7 @@ use crate::domain::StanzaName;
 use crate::jobs::{Catalog, JobsHandle, Planner, Wal};
 use crate::metrics::Metrics;
 use crate::monitor::MonitorHandle;
+use crate::notify::Notifier;
 use crate::pgbackrest::version::Version;
 use crate::postgres::supervisor::PostgresHandle;
 use crate::pulse::Pulses;
@@ -42,6 +43,8 @@ pub struct Shared {
     pub catalog: Catalog,
     /// History, to be read only.
     pub store: Store,
+    /// Who is told what happens.
+    pub notifier: Notifier,
     /// Who may do what.
     pub auth: Auth,
     /// The configured stanzas; the supervised server's is the first.

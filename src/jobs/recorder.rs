@@ -11,8 +11,8 @@ use tokio::time::{Duration, Instant};
 use super::context::Wake;
 use crate::clock;
 use crate::domain::BackupLabel;
-use crate::domain::job::{JobId, Progress};
-use crate::domain::restore::Phase;
+use crate::domain::job::{JobId, JobState, Progress};
+use crate::domain::restore::{Awaiting, Phase};
 use crate::pgbackrest::log::{Level, LineParser, LogLine, Milestone, milestone};
 use crate::pgbackrest::runner::{Sink, Stream};
 use crate::process::inspect::ProcessIdentity;
@@ -109,6 +109,14 @@ impl Recorder {
             log_event(Level::Info, None, format!("phase {phase}: {}", phase.describe())),
         ];
         self.store_all(true, events).await;
+    }
+
+    /// A restore has begun to wait for somebody.
+    pub async fn waits(&mut self, awaiting: Awaiting) {
+        let data = serde_json::json!({
+            "state": JobState::Running, "outcome": null, "awaiting": awaiting,
+        });
+        self.store_events(vec![event("state", data.to_string())]).await;
     }
 
     /// How far it is.

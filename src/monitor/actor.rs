@@ -14,9 +14,9 @@ use super::repository::Found;
 use crate::clock;
 use crate::domain::StanzaName;
 use crate::domain::health::conditions::{
-    ARCHIVING, ConditionName, State, conditions, is_explained,
+    ARCHIVING, ConditionName, State, conditions, event_of, is_explained,
 };
-use crate::domain::health::{FIRST_BACKUP, Facts, Level, Thresholds};
+use crate::domain::health::{FIRST_BACKUP, Facts, Level, ScheduleFacts, Thresholds};
 use crate::metrics::NextRun;
 use crate::pulse::Pulse;
 use crate::store::Condition;
@@ -106,7 +106,8 @@ impl Monitor {
             for check in &checks {
                 levels.push((check.key.to_string(), stanza.to_string(), check.level));
             }
-            self.tell(&stanza, &conditions(&checks), found.as_ref(), now).await;
+            let all_of_it = conditions(&checks);
+            self.tell(&stanza, &all_of_it, found.as_ref(), &facts.schedules, now).await;
             all.insert(stanza, facts);
         }
         self.parts.gauges.set_health(levels);
@@ -131,6 +132,7 @@ impl Monitor {
         stanza: &StanzaName,
         all: &BTreeMap<ConditionName, State>,
         found: Option<&Found>,
+        schedules: &[ScheduleFacts],
         now: Timestamp,
     ) {
         for (name, state) in all {
@@ -150,7 +152,7 @@ impl Monitor {
             {
                 continue;
             }
-            self.change(stanza, name, state, before, now).await;
+            self.change(stanza, name, state, before, schedules, now).await;
         }
         // A schedule that is no more has nothing to tell.
         let gone: Vec<_> = self
@@ -185,6 +187,7 @@ impl Monitor {
         name: &ConditionName,
         state: &State,
         before: Level,
+        schedules: &[ScheduleFacts],
         now: Timestamp,
     ) {
         let details: Vec<&str> = state.checks.iter().map(|check| check.detail.as_str()).collect();
@@ -204,8 +207,11 @@ impl Monitor {
             level: state.level,
             since: now,
         };
-        match self.parts.context.store.keep_condition(condition).await {
+        let event = event_of(stanza, name, state, before, schedules, now);
+        let notices = event.map(|event| self.parts.notifier.routed(&event)).unwrap_or_default();
+        match self.parts.context.store.change_condition(condition, notices).await {
             Ok(()) => {
+                self.parts.notifier.wake();
                 self.told.insert((stanza.clone(), name.as_str().to_owned()), (state.level, now));
             }
             Err(error) => tracing::error!("how things stand is not written: {}", chain(&error)),

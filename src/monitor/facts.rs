@@ -55,6 +55,7 @@ pub(super) async fn gather(
     facts.schedules = own
         .map(|view| ScheduleFacts {
             name: view.schedule.name.to_string(),
+            backs_up: view.schedule.kind.backup_type().is_some(),
             trouble: view.state.trouble.clone(),
         })
         .collect();

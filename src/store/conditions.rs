@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::params;
 
+use super::outbox::{NewNotice, insert_outbox};
 use super::rows::{column, during, parsed, time};
 use super::{Store, StoreError};
 use crate::domain::StanzaName;
@@ -44,19 +45,26 @@ impl Store {
         .await
     }
 
-    /// Keeps a condition.
-    pub async fn keep_condition(&self, condition: Condition) -> Result<(), StoreError> {
+    /// Keeps a condition and what is told of its change, as one transaction.
+    pub async fn change_condition(
+        &self,
+        condition: Condition,
+        notices: Vec<NewNotice>,
+    ) -> Result<(), StoreError> {
         self.write(move |connection| {
+            let failed = during("keep a condition");
             let Condition { stanza, name, level, since } = condition;
-            connection
+            let transaction = connection.transaction().map_err(&failed)?;
+            insert_outbox(&transaction, &notices)?;
+            transaction
                 .execute(
                     "INSERT INTO conditions (stanza, name, level, since) VALUES (?1, ?2, ?3, ?4) \
                      ON CONFLICT (stanza, name) DO UPDATE SET level = excluded.level, since = \
                      excluded.since",
                     params![stanza.as_str(), name, level.as_str(), since.as_microsecond()],
                 )
-                .map(drop)
-                .map_err(during("keep a condition"))
+                .map_err(&failed)?;
+            transaction.commit().map_err(&failed)
         })
         .await
     }

@@ -7,6 +7,7 @@ mod errors;
 mod jobs;
 mod metrics;
 mod monitoring;
+mod notifications;
 mod openapi;
 mod pages;
 mod reads;

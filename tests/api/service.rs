@@ -11,7 +11,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
-use headrest::config::{Auth as AuthMode, HealthConfig, MetricsConfig, ShortRoutes};
+use headrest::config::{Auth as AuthMode, HealthConfig, MetricsConfig, NotifyConfig, ShortRoutes};
 use headrest::domain::StanzaName;
 use headrest::domain::schedule::Schedule;
 use headrest::http::state::Shared;
@@ -22,6 +22,7 @@ use headrest::jobs::journal::Journals;
 use headrest::jobs::{self, Catalog, Context, JobsHandle, Planner, Wal};
 use headrest::metrics::Metrics;
 use headrest::monitor::{self, MonitorHandle};
+use headrest::notify::{Notifier, Settings};
 use headrest::pgbackrest::runner::Tool;
 use headrest::postgres::supervisor::PostgresHandle;
 use headrest::pulse::Pulses;
@@ -86,6 +87,7 @@ pub(crate) struct Options {
     pub(crate) short_routes: ShortRoutes,
     pub(crate) schedules: Vec<Schedule>,
     pub(crate) metrics: MetricsConfig,
+    pub(crate) notify: Vec<NotifyConfig>,
 }
 
 impl Default for Options {
@@ -96,6 +98,7 @@ impl Default for Options {
             short_routes: ShortRoutes::On,
             schedules: Vec::new(),
             metrics: MetricsConfig::default(),
+            notify: Vec::new(),
         }
     }
 }
@@ -137,6 +140,9 @@ impl Service {
             shutdown: shutdown.clone(),
             hurry: CancellationToken::new(),
         };
+        let settings = Settings::new(options.notify, BTreeMap::new());
+        let followed = context.wake.subscribe();
+        let (notifier, _) = Notifier::spawn(settings, store.clone(), followed).await.unwrap();
         let (planner, wal) = (Planner::new(context.clone()), Wal::new(context.clone()));
         let (jobs, _) = JobsHandle::spawn(context.clone(), [stanza.clone()], pulses.add("jobs"));
         let fixed =
@@ -153,6 +159,7 @@ impl Service {
             planner: planner.clone(),
             scheduler: scheduler.clone(),
             gauges: metrics.gauges().clone(),
+            notifier: notifier.clone(),
             stanzas: vec![stanza.clone()],
         };
         let pulse = pulses.add("monitor");
@@ -167,6 +174,7 @@ impl Service {
             fence_dir: None,
             catalog,
             store: store.clone(),
+            notifier,
             auth: Auth::new(options.auth, Some(&TOKEN.to_owned().into())),
             stanzas: vec![stanza],
             allowed_hosts: vec!["localhost".to_owned()],

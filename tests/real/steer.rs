@@ -11,7 +11,15 @@ use crate::support::{PATIENCE, until};
 
 /// An instance with a few moments in its past, and what was there at each; the last is the present.
 fn with_moments() -> (Instance, Vec<(Timestamp, Rows)>) {
-    let instance = Instance::with_full_backup();
+    let mut instance = Instance::new();
+    let told = instance.root.join("log/told").display().to_string();
+    instance.set("HEADREST_NOTIFY__0__NAME", "file");
+    instance.set("HEADREST_NOTIFY__0__TYPE", "command");
+    instance.set("HEADREST_NOTIFY__0__EVENTS", "restore.*");
+    let script = format!("sh -c 'echo \"$HEADREST_EVENT_KIND $HEADREST_EVENT_JOB\" >>{told}'");
+    instance.set("HEADREST_NOTIFY__0__COMMAND", script);
+    instance.start();
+    instance.wait_ready();
     instance.wait_restorable(&instance.wait_first_backup());
     let mut rows = Rows::in_new_table(&instance.sql, "t");
     let mut moments = Vec::new();
@@ -169,6 +177,12 @@ fn what_was_there_before_comes_back_when_a_restore_is_abandoned() {
     rows.check();
     assert_eq!(instance.server()["fenced_by"], Value::Null);
     assert_eq!(deeds(&instance, &id), ["restore.begin", "restore.abandon"]);
+    let expect = ["started", "waiting", "cancelled"].map(|what| format!("restore.{what} {id}\n"));
+    until("all of it is told", PATIENCE, || {
+        let told = std::fs::read_to_string(instance.root.join("log/told")).ok()?;
+        assert!(expect.concat().starts_with(&told), "{told}");
+        (told == expect.concat()).then_some(())
+    });
     // The moments are still there to be chosen, and so is everything after them.
     rows.add_from(1000, 5);
     let job = instance.restore_to(&at(moments[1].0), &json!({}));

@@ -104,7 +104,7 @@ fn backups(facts: &Facts, thresholds: &Thresholds, now: Timestamp, checks: &mut 
     }
     for schedule in &facts.schedules {
         let (level, detail) = match &schedule.trouble {
-            Some(trouble) => (Level::Warn, trouble.clone()),
+            Some(trouble) => (Level::Warn, trouble.text.clone()),
             None => (Level::Pass, "as it should".to_owned()),
         };
         let mut check =

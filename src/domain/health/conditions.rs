@@ -6,7 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Check, CheckId, CheckKey, Level};
+use jiff::Timestamp;
+
+use super::super::StanzaName;
+use super::super::event::{Event, EventKind, Severity};
+use super::{Check, CheckId, CheckKey, Level, ScheduleFacts, Trouble};
 
 /// What is told of together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,9 +90,143 @@ pub fn is_explained(name: &ConditionName, all: &BTreeMap<ConditionName, State>) 
     name.as_str() == ARCHIVING && repository.is_some_and(|(_, state)| state.level == Level::Fail)
 }
 
+/// What is told when a condition has changed from `before`; nothing when the job that found out
+/// tells it. `schedules` says of which schedule a condition may be.
+pub fn event_of(
+    stanza: &StanzaName,
+    name: &ConditionName,
+    state: &State,
+    before: Level,
+    schedules: &[ScheduleFacts],
+    now: Timestamp,
+) -> Option<Event> {
+    let details: Vec<&str> = state.checks.iter().map(|check| check.detail.as_str()).collect();
+    let hints: Vec<&str> = state.checks.iter().map(|check| check.hint).collect();
+    let first = state.checks.first().map(|check| check.key.id)?;
+    let worse = state.level > before;
+    let schedule = name.as_str().strip_prefix("schedule:");
+    let schedule = schedule.and_then(|name| schedules.iter().find(|facts| facts.name == name));
+    let kind = match (first, state.level) {
+        (CheckId::Verify, Level::Warn | Level::Fail) => return None,
+        (CheckId::Postgres, Level::Fail) => EventKind::ProcessCrashed,
+        (CheckId::Postgres, Level::Pass) if before == Level::Fail => EventKind::ProcessRecovered,
+        (CheckId::Repository, Level::Fail) => EventKind::RepoUnavailable,
+        (CheckId::Repository, Level::Pass) => EventKind::RepoRecovered,
+        (CheckId::WalGap, Level::Fail) => EventKind::WalGap,
+        (
+            CheckId::WalGap
+            | CheckId::ArchiveMode
+            | CheckId::ArchiveCommand
+            | CheckId::Archiver
+            | CheckId::WalReady
+            | CheckId::WalAge,
+            Level::Pass,
+        ) => EventKind::WalRecovered,
+        (
+            CheckId::ArchiveMode
+            | CheckId::ArchiveCommand
+            | CheckId::Archiver
+            | CheckId::WalReady
+            | CheckId::WalAge,
+            Level::Warn | Level::Fail,
+        ) => EventKind::WalFailing,
+        (CheckId::Schedule, Level::Warn | Level::Fail) => match schedule {
+            Some(ScheduleFacts { trouble: Some(Trouble { missed: false, .. }), .. }) => {
+                EventKind::ScheduleFailed
+            }
+            Some(ScheduleFacts { backs_up: true, .. }) => EventKind::BackupMissed,
+            Some(_) | None => EventKind::ScheduleMissed,
+        },
+        (
+            CheckId::Postgres
+            | CheckId::LastBackup
+            | CheckId::LastFull
+            | CheckId::Repository
+            | CheckId::WalGap
+            | CheckId::PageChecksums
+            | CheckId::Verify
+            | CheckId::StopFile
+            | CheckId::Schedule
+            | CheckId::DiskSpace
+            | CheckId::Versions,
+            _,
+        ) => EventKind::HealthChanged,
+    };
+    let summary = if state.level == Level::Pass {
+        format!("{} of {stanza} is well again", name.as_str())
+    } else {
+        let change = if worse { "" } else { " (it was worse)" };
+        format!("{} of {stanza}: {}{change}", name.as_str(), details.join("; "))
+    };
+    let severity = match state.level {
+        Level::Pass => Severity::Info,
+        Level::Warn => Severity::Warning,
+        Level::Fail => Severity::Critical,
+    };
+    let subject = format!("health:{}", name.as_str());
+    let mut lines = details;
+    lines.extend(hints.into_iter().filter(|hint| !hint.is_empty()));
+    let event = Event::new(kind, now, subject, &summary).with_detail(&lines.join("\n"));
+    Some(Event {
+        severity,
+        schedule: schedule.map(|facts| facts.name.clone()),
+        ..event.of_stanza(stanza.clone())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_change_has_its_event() {
+        let stanza: StanzaName = "main".parse().unwrap();
+        let now = Timestamp::from_second(1_795_000_000).unwrap();
+        let trouble = |missed| Some(Trouble { missed, text: "x".to_owned() });
+        let table = [
+            (CheckId::Postgres, Level::Fail, Level::Pass, "process.crashed", Severity::Critical),
+            (CheckId::Postgres, Level::Pass, Level::Fail, "process.recovered", Severity::Info),
+            (CheckId::Archiver, Level::Warn, Level::Pass, "wal.failing", Severity::Warning),
+            (CheckId::Archiver, Level::Fail, Level::Warn, "wal.failing", Severity::Critical),
+            (CheckId::Archiver, Level::Pass, Level::Fail, "wal.recovered", Severity::Info),
+            (CheckId::WalGap, Level::Fail, Level::Pass, "wal.gap", Severity::Critical),
+            (CheckId::WalGap, Level::Pass, Level::Fail, "wal.recovered", Severity::Info),
+            (CheckId::Repository, Level::Fail, Level::Pass, "repo.unavailable", Severity::Critical),
+            (CheckId::Repository, Level::Pass, Level::Fail, "repo.recovered", Severity::Info),
+            (CheckId::DiskSpace, Level::Warn, Level::Pass, "health.changed", Severity::Warning),
+            (CheckId::DiskSpace, Level::Pass, Level::Warn, "health.changed", Severity::Info),
+            (CheckId::PageChecksums, Level::Warn, Level::Pass, "health.changed", Severity::Warning),
+            (CheckId::Verify, Level::Pass, Level::Fail, "health.changed", Severity::Info),
+            (CheckId::Schedule, Level::Warn, Level::Pass, "backup.missed", Severity::Warning),
+        ];
+        let schedules =
+            [ScheduleFacts { name: "nightly".to_owned(), backs_up: true, trouble: trouble(true) }];
+        for (id, level, before, kind, severity) in table {
+            let mut check = check(id, level);
+            if id == CheckId::Schedule {
+                check.key.of = Some("nightly".to_owned());
+            }
+            let name = ConditionName::of(&check.key);
+            let state = State { level, checks: vec![check] };
+            let event = event_of(&stanza, &name, &state, before, &schedules, now).unwrap();
+            assert_eq!((event.kind.as_str(), event.severity), (kind, severity), "{id} {level}");
+            assert_eq!(event.stanza.as_ref(), Some(&stanza));
+            let scheduled = event.schedule.is_some();
+            assert_eq!(scheduled, id == CheckId::Schedule);
+        }
+        let mut check = check(CheckId::Schedule, Level::Warn);
+        check.key.of = Some("nightly".to_owned());
+        let name = ConditionName::of(&check.key);
+        let state = State { level: Level::Warn, checks: vec![check] };
+        let failed = [ScheduleFacts { trouble: trouble(false), ..schedules[0].clone() }];
+        let event = event_of(&stanza, &name, &state, Level::Pass, &failed, now).unwrap();
+        assert_eq!(event.kind, EventKind::ScheduleFailed);
+        // The job of the verification has told that.
+        let check = self::check(CheckId::Verify, Level::Fail);
+        let name = ConditionName::of(&check.key);
+        let state = State { level: Level::Fail, checks: vec![check] };
+        assert_eq!(event_of(&stanza, &name, &state, Level::Pass, &[], now), None);
+    }
 
     fn check(id: CheckId, level: Level) -> Check {
         Check { key: CheckKey { id, of: None }, level, detail: id.to_string(), hint: "" }

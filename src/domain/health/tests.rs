@@ -31,6 +31,10 @@ fn repository() -> RepositoryFacts {
     }
 }
 
+fn schedule(trouble: Option<Trouble>) -> ScheduleFacts {
+    ScheduleFacts { name: "nightly".to_owned(), backs_up: true, trouble }
+}
+
 fn server(up: Up) -> ServerFacts {
     ServerFacts { up, started_at: Some(at(30 * DAY)), archiving: Some(archiving()) }
 }
@@ -44,7 +48,7 @@ fn well() -> Facts {
         verified: Some((at(DAY), None)),
         stop_file: Some(None),
         supported: Some(Ok(())),
-        schedules: vec![ScheduleFacts { name: "nightly".to_owned(), trouble: None }],
+        schedules: vec![schedule(None)],
         disks: vec![Disk { what: "PGDATA".to_owned(), free_bytes: 50, total_bytes: 100 }],
         ..Facts::none(at(30 * DAY))
     }
@@ -139,8 +143,8 @@ fn each_fault_has_its_check_and_level() {
         assert_eq!(worst(&checks), level, "nothing else is wrong: {checks:#?}");
         assert_eq!(checks.first().map(|check| check.level), Some(level), "worst first");
     }
-    let trouble = Some("missed".to_owned());
-    let schedules = vec![ScheduleFacts { name: "nightly".to_owned(), trouble }];
+    let trouble = Some(Trouble { missed: true, text: "missed".to_owned() });
+    let schedules = vec![schedule(trouble)];
     let first = judge(&Facts { schedules, ..well() }).remove(0);
     assert_eq!((first.key.to_string(), first.level), ("schedule:nightly".to_owned(), Warn));
 }

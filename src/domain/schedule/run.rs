@@ -117,7 +117,16 @@ pub struct State {
     pub run: Option<Run>,
     /// What went wrong last, until a run ends well.
     #[serde(default)]
-    pub trouble: Option<String>,
+    pub trouble: Option<Trouble>,
+}
+
+/// What went wrong with a schedule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// A run was not even tried; else it was, in vain.
+    pub missed: bool,
+    /// What happened, in words.
+    pub text: String,
 }
 
 /// What a run would meet if it started now.
@@ -212,10 +221,11 @@ impl State {
             }
             Outcome::Interrupted | Outcome::Failed => {
                 let tries = run.attempts;
-                self.trouble = Some(format!(
+                let text = format!(
                     "the run of {} {outcome} after {tries} tries; the last is job {job}",
                     run.slot
-                ));
+                );
+                self.trouble = Some(Trouble { missed: false, text });
                 self.run = None;
                 return Some((self, Next::GivenUp));
             }
@@ -351,7 +361,8 @@ impl Schedule {
 impl Turn {
     fn tell(&mut self, verdict: Verdict, slots: Slots, reason: &str) {
         if verdict == Verdict::Missed {
-            self.state.trouble = Some(format!("the run of {} was missed: {reason}", slots.last));
+            let text = format!("the run of {} was missed: {reason}", slots.last);
+            self.state.trouble = Some(Trouble { missed: true, text });
         }
         self.told.push(Told { verdict, slots, reason: reason.to_owned() });
     }

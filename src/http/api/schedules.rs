@@ -105,6 +105,8 @@ pub(in crate::http) struct ScheduleView {
     next_run_at: Option<Timestamp>,
     /// What is under way for its last moment; null when nothing is.
     current: Option<CurrentView>,
+    /// What went wrong last, until a run ends well; null when all is well.
+    trouble: Option<String>,
     /// Moments that were missed, of those that are remembered.
     missed_count: u64,
 }
@@ -213,6 +215,7 @@ impl From<&View> for ScheduleView {
             paused: view.state.paused,
             next_run_at: view.next.map(|(_, due)| due),
             current: current(&view.state),
+            trouble: view.state.trouble.as_ref().map(|trouble| trouble.text.clone()),
             missed_count: view.missed,
         }
     }

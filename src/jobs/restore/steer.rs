@@ -25,6 +25,9 @@ impl Run<'_> {
             self.recorder.say(Level::Warn, error.message).await;
         }
         self.helm.phases.tell(self.journal.phase, awaiting).await;
+        if let Some(awaiting) = awaiting {
+            self.recorder.waits(awaiting).await;
+        }
     }
 
     /// A decision that came in meanwhile.

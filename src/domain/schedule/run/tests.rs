@@ -161,7 +161,7 @@ fn failures_are_tried_again_with_longer_waits_and_then_given_up() {
     assert_eq!(waits, [60, 300, 900]);
     assert_eq!((bench.starts.len(), bench.state.run.clone()), (4, None));
     assert_eq!(bench.verdicts(), [(Verdict::Run, 1)]);
-    assert!(bench.state.trouble.as_ref().unwrap().contains("failed after 4 tries"));
+    assert!(bench.state.trouble.as_ref().unwrap().text.contains("failed after 4 tries"));
     bench.tick(at("2026-11-21T02:00:00Z"));
     bench.end(Outcome::Succeeded);
     assert_eq!(bench.state.trouble, None);
@@ -188,7 +188,7 @@ fn what_cannot_start_waits_and_is_missed_in_the_end() {
     bench.later(secs(6 * 3600 + 1));
     assert_eq!(bench.verdicts(), [(Verdict::Missed, 1)]);
     assert_eq!(bench.told[0].reason, "PostgreSQL is down");
-    assert!(bench.state.trouble.as_ref().unwrap().contains("was missed: PostgreSQL is down"));
+    assert!(bench.state.trouble.as_ref().unwrap().text.contains("was missed: PostgreSQL is down"));
     bench.world = World::Unfit("a standby".to_owned());
     bench.tick(at("2026-11-21T02:00:00Z"));
     assert_eq!(bench.told[1].verdict, Verdict::Skipped);

@@ -1,0 +1,259 @@
+//! The events of a job: that it began, that it waits, how it ended.
+
+use super::super::job::{Job, JobError, JobKind, JobResult, JobSpec, JobState, Outcome, Trigger};
+use super::super::restore::Awaiting;
+use super::{Event, EventKind};
+
+/// The code of a backup's warning that is told as a change of the health.
+const PAGE_ERRORS: &str = "page-checksum-errors";
+
+/// The event of the state that a job is in now, if anybody may want to hear of it.
+pub fn of_job(job: &Job) -> Option<Event> {
+    let kind = kind(job.spec.kind(), job.state)?;
+    // The health tells of damaged pages, and of their end.
+    if job.error.as_ref().is_some_and(|error| error.code == PAGE_ERRORS) {
+        return None;
+    }
+    let at = match job.state {
+        JobState::Queued | JobState::Running | JobState::Cancelling => job.started_at,
+        JobState::Succeeded
+        | JobState::Warned
+        | JobState::Failed
+        | JobState::Cancelled
+        | JobState::Interrupted => job.finished_at,
+    };
+    let happened = match job.state.outcome() {
+        None => "has begun",
+        Some(Outcome::Succeeded) => "succeeded",
+        Some(Outcome::Warned) => "succeeded, with something to look at",
+        Some(Outcome::Failed) => "failed",
+        Some(Outcome::Cancelled) => "was cancelled",
+        Some(Outcome::Interrupted) => "was interrupted by the end of Headrest",
+    };
+    let mut summary = format!("{} of {} {happened}", what(job), job.spec.stanza());
+    if let (JobState::Failed | JobState::Warned, Some(error)) = (job.state, &job.error) {
+        summary.push_str(": ");
+        summary.push_str(&error.message);
+    }
+    Some(about(job, kind, at.unwrap_or(job.created_at), &summary).with_detail(&detail(job)))
+}
+
+/// The event of a restore that has begun to wait, since `at`.
+pub fn of_wait(job: &Job, awaiting: Awaiting, at: jiff::Timestamp) -> Event {
+    let reason = match awaiting {
+        Awaiting::Target => "its target is reached; look, then promote, retarget or abandon it",
+        Awaiting::Gap => "WAL is missing; bring it back, or promote without it",
+        Awaiting::End => "the WAL ends before its target; promote there, retarget or abandon it",
+    };
+    let summary = format!("{} of {} waits: {reason}", what(job), job.spec.stanza());
+    about(job, EventKind::RestoreWaiting, at, &summary)
+}
+
+fn about(job: &Job, kind: EventKind, at: jiff::Timestamp, summary: &str) -> Event {
+    let schedule = match &job.trigger {
+        Trigger::Schedule(name) => Some(name.clone()),
+        Trigger::Api | Trigger::Dashboard | Trigger::ShortRoute | Trigger::Event(_) => None,
+    };
+    Event {
+        stanza: Some(job.spec.stanza().clone()),
+        job: Some(job.id),
+        schedule,
+        ..Event::new(kind, at, format!("job:{}", job.id), summary)
+    }
+}
+
+/// What is told of such a job in such a state.
+fn kind(kind: JobKind, state: JobState) -> Option<EventKind> {
+    match (kind, state) {
+        (JobKind::Backup, JobState::Running) => Some(EventKind::BackupStarted),
+        (JobKind::Backup, JobState::Succeeded) => Some(EventKind::BackupSucceeded),
+        (JobKind::Backup, JobState::Warned) => Some(EventKind::BackupWarned),
+        (JobKind::Backup, JobState::Failed) => Some(EventKind::BackupFailed),
+        (JobKind::Backup, JobState::Cancelled) => Some(EventKind::BackupCancelled),
+        (JobKind::Backup, JobState::Interrupted) => Some(EventKind::BackupInterrupted),
+        (JobKind::Restore, JobState::Running) => Some(EventKind::RestoreStarted),
+        (JobKind::Restore, JobState::Succeeded) => Some(EventKind::RestoreSucceeded),
+        (JobKind::Restore, JobState::Warned) => Some(EventKind::RestoreWarned),
+        (JobKind::Restore, JobState::Failed) => Some(EventKind::RestoreFailed),
+        (JobKind::Restore, JobState::Cancelled) => Some(EventKind::RestoreCancelled),
+        (JobKind::Restore, JobState::Interrupted) => Some(EventKind::RestoreInterrupted),
+        (JobKind::Check, JobState::Succeeded | JobState::Warned) => Some(EventKind::CheckSucceeded),
+        (JobKind::Check, JobState::Failed) => Some(EventKind::CheckFailed),
+        // Nobody learns from these alone whether archiving works.
+        (JobKind::Check, JobState::Running | JobState::Cancelled | JobState::Interrupted)
+        // Without a stanza the checks and backups fail, and those are told.
+        | (
+            JobKind::StanzaCreate,
+            JobState::Running
+            | JobState::Succeeded
+            | JobState::Warned
+            | JobState::Failed
+            | JobState::Cancelled
+            | JobState::Interrupted,
+        )
+        | (
+            JobKind::Backup | JobKind::Restore | JobKind::Check | JobKind::StanzaCreate,
+            JobState::Queued | JobState::Cancelling,
+        ) => None,
+    }
+}
+
+fn what(job: &Job) -> String {
+    match (&job.spec, &job.result) {
+        (JobSpec::Backup(_), Some(JobResult::Backup(result))) => {
+            format!("{} backup", result.backup_type.as_str())
+        }
+        (JobSpec::Backup(spec), _) => format!("{} backup", spec.backup_type.as_str()),
+        (JobSpec::Restore(_), _) => "restore".to_owned(),
+        (JobSpec::Check { .. }, _) => "check".to_owned(),
+        (JobSpec::StanzaCreate { .. }, _) => "stanza-create".to_owned(),
+    }
+}
+
+fn detail(job: &Job) -> String {
+    let mut lines = Vec::new();
+    match &job.result {
+        Some(JobResult::Backup(result)) => {
+            lines.push(format!("backup {}", result.label));
+            lines.extend(result.size_bytes.map(|bytes| format!("database {bytes} bytes")));
+            let added = result.repo_delta_bytes;
+            lines.extend(added.map(|bytes| format!("added to the repository {bytes} bytes")));
+            if result.page_errors {
+                lines.push("page checksum errors were found".to_owned());
+            }
+        }
+        Some(JobResult::Restore(result)) => {
+            lines.extend(result.set.as_ref().map(|set| format!("from backup {set}")));
+            lines.extend(result.last_commit_at.map(|at| format!("last transaction {at}")));
+        }
+        None => {}
+    }
+    if let (Some(started), Some(finished)) = (job.started_at, job.finished_at) {
+        lines.push(format!("took {} s", finished.duration_since(started).as_secs()));
+    }
+    if let Some(error) = &job.error {
+        lines.extend(error_lines(error));
+    }
+    lines.push(format!("job {}, asked for by {} ({})", job.id, job.by, job.trigger));
+    lines.join("\n")
+}
+
+fn error_lines(error: &JobError) -> Vec<String> {
+    let mut lines = vec![error.message.clone()];
+    match (error.exit_code, &error.exit_name) {
+        (Some(code), Some(name)) => lines.push(format!("{}: exit code {code}, {name}", error.code)),
+        (Some(code), None) => lines.push(format!("{}: exit code {code}", error.code)),
+        (None, _) => lines.push(error.code.clone()),
+    }
+    lines.extend(error.hints.iter().cloned());
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::super::super::BackupType;
+    use super::super::super::job::{BackupOptions, BackupSpec, JobEvent, JobId, RestoreSpec};
+    use super::super::super::recovery::RecoveryTarget;
+    use super::super::Severity;
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + second).unwrap()
+    }
+
+    fn job(spec: JobSpec, state: JobState) -> Job {
+        let trigger = Trigger::Schedule("nightly".into());
+        let mut job = Job::queued(JobId::new(at(0)), spec, trigger, "t".into(), at(0));
+        if !matches!(state, JobState::Queued) {
+            job.apply(JobEvent::Start, at(1)).unwrap();
+        }
+        if state == JobState::Cancelling {
+            job.apply(JobEvent::Cancel, at(2)).unwrap();
+        }
+        if let Some(outcome) = state.outcome() {
+            job.apply(JobEvent::Finish(outcome), at(61)).unwrap();
+        }
+        job
+    }
+
+    fn specs() -> [JobSpec; 4] {
+        let stanza = || "main".parse().unwrap();
+        let backup = BackupSpec {
+            stanza: stanza(),
+            repo: None,
+            backup_type: BackupType::Full,
+            annotations: super::super::super::Annotations::default(),
+            options: BackupOptions::default(),
+        };
+        [
+            JobSpec::Backup(backup),
+            JobSpec::Restore(RestoreSpec::new(stanza(), RecoveryTarget::Latest)),
+            JobSpec::Check { stanza: stanza() },
+            JobSpec::StanzaCreate { stanza: stanza() },
+        ]
+    }
+
+    #[test]
+    fn every_state_of_every_job_is_told_or_not() {
+        let mut told = Vec::new();
+        for spec in specs() {
+            for state in JobState::ALL {
+                let event = of_job(&job(spec.clone(), *state));
+                told.extend(event.map(|event| event.kind.as_str()));
+            }
+        }
+        let expect = [
+            "backup.started",
+            "backup.succeeded",
+            "backup.warned",
+            "backup.failed",
+            "backup.cancelled",
+            "backup.interrupted",
+            "restore.started",
+            "restore.succeeded",
+            "restore.warned",
+            "restore.failed",
+            "restore.cancelled",
+            "restore.interrupted",
+            "check.succeeded",
+            "check.succeeded",
+            "check.failed",
+        ];
+        assert_eq!(told, expect);
+    }
+
+    #[test]
+    fn a_failure_says_why_and_what_to_do() {
+        let mut failed = job(specs()[0].clone(), JobState::Failed);
+        failed.error = Some(JobError {
+            code: "lock-held".into(),
+            exit_code: Some(50),
+            exit_name: Some("LockAcquireError".into()),
+            message: "unable to acquire lock".into(),
+            hints: vec!["is another pgBackRest process running?".into()],
+            retryable: true,
+        });
+        let event = of_job(&failed).unwrap();
+        assert_eq!(event.summary, "full backup of main failed: unable to acquire lock");
+        assert_eq!((event.severity, event.at), (Severity::Critical, at(61)));
+        assert_eq!(event.schedule.as_deref(), Some("nightly"));
+        assert_eq!(event.subject, format!("job:{}", failed.id));
+        for part in ["took 60 s", "LockAcquireError", "another pgBackRest", "schedule:nightly"] {
+            assert!(event.detail.contains(part), "{part} is not in {}", event.detail);
+        }
+    }
+
+    #[test]
+    fn a_restore_that_waits_says_for_what() {
+        let restore = job(specs()[1].clone(), JobState::Running);
+        for (awaiting, part) in
+            [(Awaiting::Target, "reached"), (Awaiting::Gap, "missing"), (Awaiting::End, "ends")]
+        {
+            let event = of_wait(&restore, awaiting, at(5));
+            assert_eq!((event.kind, event.at), (EventKind::RestoreWaiting, at(5)));
+            assert!(event.summary.contains(part), "{}", event.summary);
+        }
+    }
+}
