@@ -12,6 +12,7 @@ pub mod recovery;
 pub mod repo;
 pub mod restart;
 pub mod restore;
+pub mod retention;
 pub mod stanza;
 pub mod timeline;
 pub mod wal;
