@@ -7,6 +7,7 @@
 mod contract;
 mod layers;
 mod reader;
+mod retention;
 mod sections;
 
 use std::fmt;
@@ -16,6 +17,7 @@ pub use contract::Contract;
 pub use layers::{Environment, Flags};
 pub(crate) use reader::is_secret_option;
 pub use reader::{Origin, Shown};
+pub use retention::RetentionConfig;
 pub use sections::{
     Auth, BackupsConfig, LogFormat, PgbackrestConfig, PostgresConfig, ServerConfig, ShortRoutes,
     StanzaConfig, Switch,
@@ -43,6 +45,8 @@ pub struct Config {
     pub pgbackrest: PgbackrestConfig,
     /// What the container was told, when this is the container's service.
     pub contract: Option<Contract>,
+    /// Which backups stay.
+    pub retention: RetentionConfig,
     /// The stanzas, the supervised server's first.
     pub stanzas: Vec<StanzaConfig>,
     /// Every value with its source, for `headrest config print`.
@@ -94,6 +98,7 @@ impl Config {
         let (os_user, postgres) = sections::postgres(&mut reader);
         let pgbackrest = sections::pgbackrest(&mut reader);
         let stanzas = sections::stanzas(&mut reader);
+        let retention = retention::retention(&mut reader);
         sections::check_places(&mut reader, &state_dir, postgres.as_ref());
         let pgbackrest_env = reader.pgbackrest_variables();
         let shown = reader.finish()?;
@@ -106,6 +111,7 @@ impl Config {
             postgres,
             pgbackrest,
             contract: None,
+            retention,
             stanzas,
             shown,
             pgbackrest_env,
@@ -230,6 +236,10 @@ mod tests {
             ("[postgres]\nstop_timeout = \"5 parsecs\"", "stop_timeout"),
             ("listen = \"nowhere\"", "listen"),
             ("listen = [", "headrest.toml"),
+            ("[retention]\ndaily = 1001", "retention.daily: is not from 0 to 1000"),
+            ("[retention]\nweekly = \"x\"", "retention.weekly"),
+            ("[retention]\ntimezone = \"Mars/Base\"", "retention.timezone"),
+            ("[retention]\nhourly = 3", "retention.hourly: unknown key"),
             ("[[schedule]]\nname = \"x\"", "schedule: unknown key"),
         ];
         for (text, part) in cases {

@@ -7,6 +7,7 @@ mod audit;
 mod idempotency;
 mod jobs;
 mod recovery;
+mod retention;
 mod rows;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use audit::Deed;
 pub use idempotency::{Claim, StoredAnswer};
 pub use jobs::{JobFilter, NewEvent, StoredEvent};
+pub use retention::Verified;
 
 /// Numbered, append-only; `PRAGMA user_version` says how many a file has had.
 const MIGRATIONS: &[&str] = &[

@@ -12,6 +12,7 @@
 //! A final state never changes again. Must not know how a job is carried out.
 
 mod spec;
+mod upkeep;
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,6 +26,7 @@ use super::words::{UnknownWord, words};
 use super::{BackupLabel, BackupType, Lsn, RepoKey, Timeline};
 
 pub use spec::{BackupOptions, BackupSpec, JobSpec, RestoreSpec};
+pub use upkeep::{AnnotateSpec, ExpireResult, ExpireSpec, Removed, VerifyResult, VerifySpec};
 
 /// A job's identifier: a UUID of version 7, so that ids sort by time of creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -65,6 +67,12 @@ words! {
         Check = "check",
         /// `pgbackrest stanza-create`
         StanzaCreate = "stanza-create",
+        /// `pgbackrest verify`, and a look for gaps in the WAL.
+        Verify = "verify",
+        /// What retention says, by `pgbackrest expire`.
+        Expire = "expire",
+        /// `pgbackrest annotate`
+        Annotate = "annotate",
     }
 }
 
@@ -267,8 +275,13 @@ pub fn admit(new: &JobSpec, running: JobKind, on_conflict: OnConflict) -> Admiss
         (OnConflict::Cancel, JobKind::Restore, _) => Admission::CancelAndWait,
         (
             OnConflict::Cancel,
-            JobKind::Backup | JobKind::Check | JobKind::StanzaCreate,
-            JobKind::Backup | JobKind::Check | JobKind::StanzaCreate,
+            JobKind::Backup
+            | JobKind::Check
+            | JobKind::StanzaCreate
+            | JobKind::Verify
+            | JobKind::Expire
+            | JobKind::Annotate,
+            _,
         ) => Admission::Refuse,
     }
 }
@@ -296,6 +309,10 @@ pub enum JobResult {
     Backup(BackupResult),
     /// A restore.
     Restore(RestoreResult),
+    /// A verification.
+    Verify(VerifyResult),
+    /// An expire.
+    Expire(ExpireResult),
 }
 
 /// The backup that a job made, as `pgbackrest info` lists it.

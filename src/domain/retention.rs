@@ -280,7 +280,7 @@ pub fn plan(backups: &[Held], rules: &Rules, now: Timestamp) -> Vec<RepoPlan> {
 }
 
 /// In order of age. (Labels are in the zone of whoever ran pgbackrest; times are not.)
-fn age<'a>(backup: &&'a Held) -> (Option<Timestamp>, &'a BackupLabel) {
+fn age(backup: &Held) -> (Option<Timestamp>, &BackupLabel) {
     (backup.stopped_at, &backup.label)
 }
 
@@ -403,7 +403,7 @@ fn kept_by_counts(own: &[&Held], counts: Counts, now: Timestamp) -> Vec<usize> {
         backup.label.backup_type() != BackupType::Incr && kept.contains(&backup.label.full_label())
     });
     let cut = counts.diff.and_then(|count| diffs.nth((count as usize).saturating_sub(1)));
-    let fresh = |backup: &Held| is_full(backup) || cut.is_none_or(|cut| age(&backup) >= age(cut));
+    let fresh = |backup: &Held| is_full(backup) || cut.is_none_or(|cut| age(backup) >= age(cut));
     let stays = |backup: &Held| kept.contains(&backup.label.full_label()) && fresh(backup);
     own.iter().enumerate().filter(|(_, backup)| stays(backup)).map(|(at, _)| at).collect()
 }

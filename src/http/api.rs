@@ -8,7 +8,9 @@ pub mod jobs;
 pub(super) mod plans;
 pub(super) mod processes;
 pub(super) mod restores;
+pub(super) mod retention;
 pub(super) mod stanzas;
+pub(super) mod upkeep;
 pub(super) mod version;
 pub(super) mod wal;
 

@@ -37,6 +37,12 @@ words! {
         NoSuchStanza = "no-such-stanza",
         /// No such backup.
         NoSuchBackup = "no-such-backup",
+        /// The backup, or one that builds upon it, is pinned.
+        BackupPinned = "backup-pinned",
+        /// The backup cannot be spared at present.
+        BackupInUse = "backup-in-use",
+        /// Pins are turned off.
+        PinsOff = "pins-off",
         /// No such job.
         NoSuchJob = "no-such-job",
         /// No such process.
@@ -119,6 +125,9 @@ impl ErrorCode {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::LaneBusy
+            | Self::BackupPinned
+            | Self::BackupInUse
+            | Self::PinsOff
             | Self::JobEnded
             | Self::TooLateToCancel
             | Self::PostgresRunning
@@ -159,6 +168,9 @@ impl ErrorCode {
             Self::NotFound => "No such path",
             Self::NoSuchStanza => "No such stanza",
             Self::NoSuchBackup => "No such backup",
+            Self::BackupPinned => "The backup is pinned",
+            Self::BackupInUse => "The backup cannot be spared",
+            Self::PinsOff => "Backups cannot be pinned here",
             Self::NoSuchJob => "No such job",
             Self::NoSuchProcess => "No such process",
             Self::MethodNotAllowed => "This path does not have that method",

@@ -9,7 +9,8 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::api::{
-    audit, backups, decisions, events, jobs, plans, processes, restores, stanzas, version, wal,
+    audit, backups, decisions, events, jobs, plans, processes, restores, retention, stanzas,
+    upkeep, version, wal,
 };
 use super::middleware::{etag, guard, idempotency, outermost};
 use super::problem::{ErrorCode, Problem};
@@ -26,7 +27,10 @@ pub(super) fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(stanzas::info))
         .routes(routes!(stanzas::check))
         .routes(routes!(backups::list, backups::create))
-        .routes(routes!(backups::show))
+        .routes(routes!(backups::show, retention::remove, retention::change))
+        .routes(routes!(retention::preview))
+        .routes(routes!(upkeep::verify))
+        .routes(routes!(upkeep::expire))
         .routes(routes!(wal::window))
         .routes(routes!(wal::show))
         .routes(routes!(wal::switch))

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::auth::Auth;
 use crate::config::ShortRoutes;
 use crate::domain::StanzaName;
-use crate::jobs::{Catalog, JobsHandle, Planner, Wal};
+use crate::jobs::{Catalog, JobsHandle, Keeper, Planner, Wal};
 use crate::pgbackrest::version::Version;
 use crate::postgres::supervisor::PostgresHandle;
 use crate::pulse::Pulses;
@@ -29,6 +29,8 @@ pub struct Shared {
     pub planner: Planner,
     /// The server's WAL.
     pub wal: Wal,
+    /// Which backups stay, and pins.
+    pub keeper: Keeper,
     /// Where the socket of a fenced server is.
     pub fence_dir: Option<PathBuf>,
     /// What the repositories hold.

@@ -11,12 +11,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::bootstrap;
 use super::context::Context;
 use super::recorder::{Recorder, event};
 use super::restore::{self, Begin};
 use super::submission::{Denied, LONGEST_QUEUE, Submission};
 use super::worker::{self, Ended};
+use super::{annotate, bootstrap, expire, verify};
 use crate::clock;
 use crate::domain::StanzaName;
 use crate::domain::job::{
@@ -461,6 +461,9 @@ async fn carry_out(
         JobSpec::StanzaCreate { stanza } => {
             worker::stanza_create(&context, stanza, &mut recorder, &cancel).await
         }
+        JobSpec::Verify(spec) => verify::run(&context, spec, &mut recorder, &cancel).await,
+        JobSpec::Expire(spec) => expire::run(&context, spec, &mut recorder, &cancel).await,
+        JobSpec::Annotate(spec) => annotate::run(&context, spec, &mut recorder, &cancel).await,
         JobSpec::Restore(spec) => {
             let begin = match resume {
                 Some((journal, action)) => Begin::Resume(Box::new(journal), action),

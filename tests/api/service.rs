@@ -17,7 +17,8 @@ use headrest::http::{AppState, Auth, router};
 use headrest::jobs::archive::Archives;
 use headrest::jobs::context::Wake;
 use headrest::jobs::journal::Journals;
-use headrest::jobs::{Catalog, Context, JobsHandle, Planner, Wal};
+use headrest::jobs::retention::Retention;
+use headrest::jobs::{Catalog, Context, JobsHandle, Keeper, Planner, Wal};
 use headrest::pgbackrest::runner::Tool;
 use headrest::postgres::supervisor::PostgresHandle;
 use headrest::pulse::Pulses;
@@ -119,17 +120,20 @@ impl Service {
             server: None,
             store: store.clone(),
             journals: Journals::in_state_dir(directory.path()).unwrap(),
+            retention: Retention::default(),
             wake: Wake::new(0),
             shutdown: shutdown.clone(),
             hurry: CancellationToken::new(),
         };
         let (planner, wal) = (Planner::new(context.clone()), Wal::new(context.clone()));
+        let keeper = Keeper::new(context.clone());
         let (jobs, _) = JobsHandle::spawn(context, [stanza.clone()], pulses.add("jobs"));
         let state = AppState::new(Shared {
             jobs,
             postgres: PostgresHandle::beside(),
             planner,
             wal,
+            keeper,
             fence_dir: None,
             catalog,
             store,

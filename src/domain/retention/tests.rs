@@ -283,7 +283,7 @@ proptest! {
     ) {
         let pins = pins.iter().filter_map(|n| backups.get(*n)).map(|b| b.label.clone()).collect();
         let timezone = TimeZone::fixed(jiff::tz::offset(hours));
-        let rules = Rules { pins, timezone, ..rules(policy) };
+        let rules = Rules { timezone, pins, ..rules(policy) };
         let plans = plan(&backups, &rules, at(NOW));
         let verdicts: Vec<&Verdict> = plans.iter().flat_map(|plan| &plan.verdicts).collect();
         prop_assert_eq!(verdicts.len(), backups.len(), "every backup has a verdict");
