@@ -28,6 +28,8 @@ pub(crate) struct Reply {
 
 impl Http {
     pub(crate) fn new(port: u16, token: Option<String>) -> Self {
+        // The client brings no cryptography of its own. Whoever is second finds it installed.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder()
             .no_proxy()
             .timeout(TIME_LIMIT)
