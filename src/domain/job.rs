@@ -11,6 +11,7 @@
 //! ```
 //! A final state never changes again. Must not know how a job is carried out.
 
+mod result;
 mod spec;
 mod upkeep;
 
@@ -23,8 +24,8 @@ use uuid::Uuid;
 
 use super::restore::Phase;
 use super::words::{UnknownWord, words};
-use super::{BackupLabel, BackupType, Lsn, RepoKey, Timeline};
 
+pub use result::{BackupResult, RestoreResult};
 pub use spec::{BackupOptions, BackupSpec, JobSpec, RestoreSpec};
 pub use upkeep::{AnnotateSpec, ExpireResult, ExpireSpec, Removed, VerifyResult, VerifySpec};
 
@@ -313,50 +314,6 @@ pub enum JobResult {
     Verify(VerifyResult),
     /// An expire.
     Expire(ExpireResult),
-}
-
-/// The backup that a job made, as `pgbackrest info` lists it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct BackupResult {
-    /// The new backup's label.
-    pub label: BackupLabel,
-    /// Its real type.
-    pub backup_type: BackupType,
-    /// The repository it is in.
-    pub repo: Option<RepoKey>,
-    /// Bytes of the database.
-    pub size_bytes: Option<u64>,
-    /// Bytes copied for this backup.
-    pub delta_bytes: Option<u64>,
-    /// Bytes that this backup added to the repository.
-    pub repo_delta_bytes: Option<u64>,
-    /// Whether page checksum errors were found.
-    pub page_errors: bool,
-    /// When the backup began.
-    pub started_at: Option<Timestamp>,
-    /// When the backup ended: it can be restored to any moment from here on.
-    pub stopped_at: Option<Timestamp>,
-}
-
-/// What a restore reached.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct RestoreResult {
-    /// The backup set that was restored.
-    pub set: Option<BackupLabel>,
-    /// The repository it came from.
-    pub repo: Option<RepoKey>,
-    /// The timeline that PostgreSQL is on now.
-    pub timeline: Option<Timeline>,
-    /// The last position that was replayed.
-    pub replayed_lsn: Option<Lsn>,
-    /// The commit time of the last transaction that was replayed.
-    pub last_commit_at: Option<Timestamp>,
-    /// Bytes of the set, restored.
-    #[serde(default)]
-    pub size_bytes: Option<u64>,
-    /// From the stop of the server until clients could write again.
-    #[serde(default)]
-    pub downtime_ms: Option<u64>,
 }
 
 /// Why a job failed.

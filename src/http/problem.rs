@@ -14,7 +14,6 @@ use crate::domain::words::words;
 use crate::jobs::Denied;
 use crate::jobs::catalog::Unavailable;
 use crate::jobs::plans::{PlanError, Stale};
-use crate::jobs::wal::WalError;
 use crate::postgres::supervisor::Refusal;
 use crate::store::StoreError;
 
@@ -453,23 +452,6 @@ impl From<Stale> for Problem {
             Stale::Expired(_) => Self::new(ErrorCode::PlanExpired, detail).hint(again),
             Stale::Changed(..) => Self::new(ErrorCode::PlanStale, detail).hint(again),
             Stale::Plan(error) => error.into(),
-        }
-    }
-}
-
-impl From<WalError> for Problem {
-    fn from(error: WalError) -> Self {
-        let detail = error.to_string();
-        match error {
-            WalError::NotSupervised(stanza) => Denied::NotSupervised(stanza).into(),
-            WalError::NotReady(_) | WalError::Query(_) => {
-                Self::new(ErrorCode::PostgresUnavailable, detail)
-            }
-            WalError::PointExists(_) => Self {
-                field: Some("name".to_owned()),
-                ..Self::new(ErrorCode::RestorePointExists, detail)
-            },
-            WalError::Store(error) => error.into(),
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::Context;
 use super::recorder::{Recorder, event};
 use super::restore::{self, Begin};
-use super::submission::{Denied, LONGEST_QUEUE, Submission};
+use super::submission::{Denied, LONGEST_QUEUE, Submission, deed};
 use super::worker::{self, Ended};
 use super::{annotate, bootstrap, expire, verify};
 use crate::clock;
@@ -256,18 +256,8 @@ impl Queue {
             job.id = %job.id, job.kind = %job.spec.kind(), stanza.name = %stanza, by = %job.by,
             "accepted {} job {} for stanza {stanza}", job.spec.kind(), job.id
         );
-        if let JobSpec::Restore(restore) = &job.spec {
-            let accept: Vec<&str> = restore.accept.iter().map(|id| id.as_str()).collect();
-            let accepted = match accept.as_slice() {
-                [] => String::new(),
-                some => format!(", accepting {}", some.join(", ")),
-            };
-            let what = match restore.undoes {
-                Some(undone) => format!("undo of {undone}"),
-                None => format!("to {}", restore.target),
-            };
-            let detail = format!("job {}, {what}{accepted}", job.id);
-            self.audit(&job.by, "restore.begin", stanza.to_string(), detail).await?;
+        if let Some((action, detail)) = deed(&job) {
+            self.audit(&job.by, action, stanza.to_string(), detail).await?;
         }
         let lane = self.lanes.entry(stanza).or_default();
         if lane.running.is_none() {

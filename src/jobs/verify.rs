@@ -173,11 +173,16 @@ impl Findings {
             let good = told.is_some_and(BackupReport::is_valid);
             self.verdicts.push((repo, label.clone(), good));
         }
-        let nothing_said = files.is_empty() && before == self.error_count;
-        if report.status != Some(Status::Ok) && (whole && nothing_said || report.status.is_none()) {
-            let told = report.notes.join("; ");
-            let what = if told.is_empty() { "no report".to_owned() } else { told };
-            self.error(format!("repository {repo}: {what}"));
+        let told = self.error_count > before || !files.is_empty();
+        match report.status {
+            None => self.error(format!("repository {repo}: pgbackrest verify gave no report")),
+            Some(Status::Error) if whole && !report.notes.is_empty() => {
+                self.error(format!("repository {repo}: {}", report.notes.join("; ")));
+            }
+            Some(Status::Error) if whole && !told => {
+                self.error(format!("repository {repo}: pgbackrest verify found errors"));
+            }
+            Some(Status::Error | Status::Ok) => {}
         }
     }
 

@@ -8,4 +8,5 @@ mod jobs;
 mod openapi;
 mod pages;
 mod reads;
+mod retention;
 mod service;

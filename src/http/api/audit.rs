@@ -24,7 +24,8 @@ pub(in crate::http) struct DeedView {
     /// Who.
     #[schema(example = "admin-token")]
     by: String,
-    /// What: restore.begin, restore.promote, restore.retarget or restore.abandon.
+    /// What: restore.begin, restore.promote, restore.retarget, restore.abandon, backup.expire, backup.pin or
+    /// backup.unpin.
     #[schema(example = "restore.promote")]
     action: String,
     /// To what: a stanza, or a restore's id.

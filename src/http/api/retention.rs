@@ -333,8 +333,9 @@ pub(in crate::http) async fn change(
         let copy = state.keeper.set_pin(&stanza, &label, pinned, caller.by).await?;
         let trigger = Trigger::Event("pin".to_owned());
         let queue = OnConflict::Queue;
-        if let Err(problem) = annotate(&state, copy, trigger, caller.by, queue, COPY_PATIENCE).await
-        {
+        let is_busy = state.jobs.lane(&stanza).is_some_and(|lane| lane.running.is_some());
+        let patience = if is_busy { Duration::ZERO } else { COPY_PATIENCE };
+        if let Err(problem) = annotate(&state, copy, trigger, caller.by, queue, patience).await {
             tracing::warn!("the pin of {label} counts, but is not copied: {}", problem.detail);
         }
     }
