@@ -18,7 +18,7 @@ use crate::clock;
 use crate::config::RetentionConfig;
 use crate::domain::job::{AnnotateSpec, JobSpec};
 use crate::domain::retention::{
-    self, Counts, FullRetention, Held, Policy, Refused, Removal, RepoPlan, Rules,
+    self, Counts, FullRetention, Held, Period, Policy, Refused, Removal, RepoPlan, Rules,
 };
 use crate::domain::{Annotations, BackupLabel, RepoKey, StanzaName};
 use crate::pgbackrest::conf::UserOptions;
@@ -52,9 +52,17 @@ impl Retention {
         Arc::clone(&self.gate).lock_owned().await
     }
 
-    /// The value of an option that counts for `expire`.
+    /// The value of an option that counts for `expire`, or for what follows a backup.
     pub fn option(&self, stanza: &StanzaName, option: &str) -> Option<&str> {
-        self.options.get(stanza)?.get_for("expire", option)
+        let options = self.options.get(stanza)?;
+        options.get_for("expire", option).or_else(|| options.get_for("backup", option))
+    }
+
+    /// Whether it counts for that only, so that a plain `expire` would not see it.
+    fn is_for_backup_only(&self, stanza: &StanzaName, option: &str) -> bool {
+        let options = self.options.get(stanza);
+        options.is_some_and(|options| options.get_for("expire", option).is_none())
+            && self.option(stanza, option).is_some()
     }
 }
 
@@ -71,6 +79,8 @@ pub struct Ground {
     pub options: BTreeMap<RepoKey, Vec<(String, String)>>,
     /// Which repositories' counts the user has set, rather than Headrest.
     pub set_by_user: BTreeSet<RepoKey>,
+    /// Something is set in a section of `backup`, where a plain `expire` does not look.
+    for_backup_only: bool,
 }
 
 /// Why retention cannot be told, or a pin cannot be set.
@@ -105,6 +115,7 @@ pub(super) async fn gather(
     let mut counts = BTreeMap::new();
     let mut options: BTreeMap<RepoKey, Vec<(String, String)>> = BTreeMap::new();
     let mut set_by_user = BTreeSet::new();
+    let mut for_backup_only = false;
     for repo in repos {
         let value = |name: &str| {
             let option = format!("repo{repo}-retention-{name}");
@@ -113,6 +124,8 @@ pub(super) async fn gather(
             (option, set.or_else(|| added.get(&variable).cloned()))
         };
         let found = ["full", "full-type", "diff", "archive", "archive-type"].map(value);
+        for_backup_only |=
+            found.iter().any(|(option, _)| context.retention.is_for_backup_only(stanza, option));
         let user = |name: &str| {
             context.retention.option(stanza, &format!("repo{repo}-retention-{name}")).is_some()
         };
@@ -131,7 +144,7 @@ pub(super) async fn gather(
         in_use: in_use(context, stanza).await?,
     };
     let backups = held(&seen.stanza);
-    Ok(Ground { seen, backups, rules, options, set_by_user })
+    Ok(Ground { seen, backups, rules, options, set_by_user, for_backup_only })
 }
 
 /// `full`, `full-type` and `diff` as counts. The largest possible count limits nothing.
@@ -202,7 +215,10 @@ impl Ground {
 
     /// Whether pgBackRest's own expire does exactly what the rules say.
     pub(super) fn is_pgbackrests_own(&self) -> bool {
-        !self.rules.policy.is_set() && self.rules.pins.is_empty() && self.rules.in_use.is_empty()
+        !self.rules.policy.is_set()
+            && self.rules.pins.is_empty()
+            && self.rules.in_use.is_empty()
+            && !self.for_backup_only
     }
 
     /// What removing one backup takes with it.
@@ -238,16 +254,33 @@ impl Ground {
                 .filter(|(name, _)| !name.contains("archive"))
                 .map(|(name, value)| format!("{name}={value}"))
                 .collect();
+            let counts = self.rules.counts.get(&plan.repo).copied().unwrap_or_default();
+            if lost == 0 && !is_narrower(counts, &self.rules.policy) {
+                continue;
+            }
+            let which = match lost {
+                0 => "what they keep".to_owned(),
+                lost => format!("{lost} of the backups that stay now"),
+            };
             found.push(format!(
-                "pgBackRest's own configuration says {}. Headrest keeps what either keeps, but a \
-                 `pgbackrest backup` or `expire` that is run outside Headrest knows nothing of \
-                 [retention] and pins: it would remove {lost} of the backups that stay in \
-                 repository {}. Raise the option to 9999999 to rule that out.",
+                "pgBackRest's own configuration says {} for repository {}. Headrest keeps what \
+                 either keeps, but a `pgbackrest backup` or `expire` that is run outside Headrest \
+                 knows nothing of [retention] and pins: it would remove {which}. Raise the option \
+                 to 9999999 to rule that out.",
                 set.join(", "),
                 plan.repo
             ));
         }
         found
+    }
+}
+
+/// Whether fewer fulls than periods are kept, so that sooner or later one of them is removed.
+fn is_narrower(counts: Counts, policy: &Policy) -> bool {
+    let periods: u32 = Period::ALL.iter().map(|period| policy.of(*period)).sum();
+    match counts.full {
+        Some(FullRetention::Count(fulls)) => fulls < periods,
+        Some(FullRetention::Days(_)) | None => false,
     }
 }
 
@@ -323,5 +356,38 @@ impl Keeper {
             (Annotations::default(), vec![PIN_KEY.to_owned()])
         };
         Ok(AnnotateSpec { stanza: stanza.clone(), set: label.clone(), annotations, remove })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_become_counts() {
+        let of = |full: &str, kind: Option<&str>, diff: Option<&str>| {
+            let text = |text: &str| Some(text.to_owned());
+            counts_of(&[text(full), kind.map(Into::into), diff.map(Into::into), None, None])
+        };
+        assert_eq!(of("2", None, None).full, Some(FullRetention::Count(2)));
+        assert_eq!(of("14", Some("time"), None).full, Some(FullRetention::Days(14)));
+        assert_eq!(of("14", Some("count"), Some("3")).diff, Some(3));
+        assert!(!of("9999999", None, Some("9999999")).limit());
+        assert!(!of("many", None, None).limit(), "pgBackRest refuses it itself");
+    }
+
+    #[test]
+    fn a_count_is_narrower_than_the_periods() {
+        let gfs = Policy { daily: Some(3), weekly: Some(2), ..Policy::default() };
+        for (full, expect) in [
+            (Some(FullRetention::Count(4)), true),
+            (Some(FullRetention::Count(5)), false),
+            (Some(FullRetention::Days(1)), false),
+            (None, false),
+        ] {
+            assert_eq!(is_narrower(Counts { full, diff: None }, &gfs), expect, "{full:?}");
+        }
+        let two = Counts { full: Some(FullRetention::Count(2)), diff: None };
+        assert!(!is_narrower(two, &Policy::default()));
     }
 }

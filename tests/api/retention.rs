@@ -1,10 +1,16 @@
 //! Retention, pins and verification through the API, with a fake pgbackrest that ends everything
 //! well: what is told must not come from its exit code.
 
+use std::collections::BTreeMap;
+
 use axum::body::Body;
+use headrest::config::RetentionConfig;
+use headrest::domain::retention::Policy;
+use headrest::jobs::retention::Retention;
+use headrest::pgbackrest::conf::UserOptions;
 use serde_json::{Value, json};
 
-use crate::service::{Answer, Service, THREE};
+use crate::service::{Answer, Options, Service, THREE, info_from};
 
 const FULL: &str = "20261120-111222F";
 const DIFF: &str = "20261120-111222F_20261120-111225D";
@@ -145,4 +151,60 @@ async fn what_is_not_known_is_refused_by_its_field() {
     assert_eq!(jobs["items"], json!([]), "something was started");
     let gone = send(&service, "POST", "/expire", &json!({ "set": "20200101-000000F" })).await;
     gone.is_problem(404, "no-such-backup");
+}
+
+#[tokio::test]
+async fn days_and_pgbackrests_own_counts_are_added_up_and_a_narrow_one_is_warned_of() {
+    let hundred = THREE.replace("info-three", "info-100");
+    let options = UserOptions::parse(
+        &[("pgbackrest.conf", "[global]\nrepo1-retention-full=2\n")],
+        std::iter::empty(),
+        &"main".parse().unwrap(),
+    );
+    let config = RetentionConfig {
+        policy: Policy { daily: Some(3), ..Policy::default() },
+        ..RetentionConfig::default()
+    };
+    let options = BTreeMap::from([("main".parse().unwrap(), options)]);
+    let retention = Retention::new(config, options);
+    let script = info_from(&hundred);
+    let service = Service::with(Options { script, retention, ..Options::default() }).await;
+    let list = service.get(&format!("{STANZA}/backups?type=full&limit=200")).await.json();
+    let oldest = list["items"].as_array().unwrap().last().unwrap()["label"].clone();
+    assert_eq!(
+        patch(&service, oldest.as_str().unwrap(), &json!({ "pinned": true })).await.status,
+        200
+    );
+
+    let preview = service.get(&format!("{STANZA}/retention")).await.json();
+    let repo = &preview["repos"][0];
+    assert_eq!(repo["options"], json!({ "repo1-retention-full": "2" }));
+    let backups = repo["backups"].as_array().unwrap();
+    assert_eq!(backups.len(), 100);
+    // Two fulls with their two diffs and seven incrs each, and the pinned one.
+    let kept: Vec<&Value> = backups.iter().filter(|backup| backup["kept"] == true).collect();
+    assert_eq!(kept.len(), 21, "{kept:#?}");
+    assert_eq!(kept[20]["label"], oldest);
+    assert_eq!(kept[20]["reasons"], json!(["pinned"]));
+    let calls = repo["calls"].as_array().unwrap();
+    let removed: usize = calls.iter().map(|call| call["removes"].as_array().unwrap().len()).sum();
+    assert_eq!(removed, 79, "{calls:#?}");
+    let warning = preview["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("repo1-retention-full=2"), "{warning}");
+    assert!(warning.contains("remove 1 of the backups"), "{warning}");
+
+    let dry = json!({ "dry_run": true });
+    let job = send(&service, "POST", "/expire", &dry).await.json();
+    assert_eq!(job["state"], "succeeded", "{job:#}");
+    assert_eq!(job["result"]["removed"].as_array().unwrap().len(), 79);
+    assert_eq!(job["result"]["kept"], 21);
+}
+
+#[tokio::test]
+async fn pins_can_be_turned_off() {
+    let config = RetentionConfig { pins: false, ..RetentionConfig::default() };
+    let retention = Retention::new(config, BTreeMap::new());
+    let service = Service::with(Options { retention, ..Options::default() }).await;
+    patch(&service, FULL, &json!({ "pinned": true })).await.is_problem(409, "pins-off");
+    assert_eq!(patch(&service, FULL, &json!({ "pinned": false })).await.status, 200);
 }

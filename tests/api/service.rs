@@ -78,11 +78,17 @@ pub(crate) struct Options {
     pub(crate) script: String,
     pub(crate) auth: AuthMode,
     pub(crate) short_routes: ShortRoutes,
+    pub(crate) retention: Retention,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { script: info_from(THREE), auth: AuthMode::Token, short_routes: ShortRoutes::On }
+        Self {
+            script: info_from(THREE),
+            auth: AuthMode::Token,
+            short_routes: ShortRoutes::On,
+            retention: Retention::default(),
+        }
     }
 }
 
@@ -120,7 +126,7 @@ impl Service {
             server: None,
             store: store.clone(),
             journals: Journals::in_state_dir(directory.path()).unwrap(),
-            retention: Retention::default(),
+            retention: options.retention,
             wake: Wake::new(0),
             shutdown: shutdown.clone(),
             hurry: CancellationToken::new(),
