@@ -189,16 +189,18 @@ impl fmt::Display for Reason {
 }
 
 impl Reason {
-    /// Whether it is the rules' and not somebody's for this one backup.
-    fn is_rule(&self) -> bool {
+    /// Whether all WAL since the backup is kept with it. A restore that works with it may go on to
+    /// any moment after it; a pin is for the backup alone.
+    fn keeps_wal(&self) -> bool {
         match self {
             Self::Newest
             | Self::NewestFull
             | Self::Period(..)
             | Self::Counts
+            | Self::InUse(_)
             | Self::NoTime
             | Self::NoLimit => true,
-            Self::Pinned | Self::InUse(_) | Self::NeededBy(..) => false,
+            Self::Pinned | Self::NeededBy(..) => false,
         }
     }
 }
@@ -434,11 +436,11 @@ fn add_needed(own: &[&Held], reasons: &mut [Vec<Reason>]) {
     }
 }
 
-/// How many of the newest fulls that stay reach back to the oldest that the rules keep.
+/// How many of the newest fulls that stay reach back to the oldest of which all WAL is kept.
 fn wal_fulls(own: &[&Held], reasons: &[Vec<Reason>]) -> u32 {
-    let by_rule = own.iter().zip(reasons).filter(|(_, why)| why.iter().any(Reason::is_rule));
+    let with_wal = own.iter().zip(reasons).filter(|(_, why)| why.iter().any(Reason::keeps_wal));
     let wanted: BTreeSet<BackupLabel> =
-        by_rule.map(|(backup, _)| backup.label.full_label()).collect();
+        with_wal.map(|(backup, _)| backup.label.full_label()).collect();
     let staying =
         own.iter().zip(reasons).filter(|(backup, why)| is_full(backup) && !why.is_empty());
     let mut staying: Vec<&BackupLabel> = staying.map(|(backup, _)| &backup.label).collect();

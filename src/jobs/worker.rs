@@ -160,7 +160,7 @@ async fn archives_elsewhere(context: &Context, stanza: &StanzaName) -> Option<St
     let connection = Connection::open(&address, || {}).await.ok()?;
     let (mode, command) = connection.archiving().await.ok()?;
     let ours = archive_command(&context.tool.binary.display().to_string(), stanza);
-    if mode == "on" && command == ours {
+    if mode != "off" && command == ours {
         return None;
     }
     Some(format!(

@@ -107,6 +107,14 @@ fn a_full_goes_with_everything_that_builds_upon_it() {
         ("invalid-field".into(), &json!("force"))
     );
 
+    // What a restore works with stays.
+    let restore = instance.begin_restore();
+    let refused = delete(&instance, &next, "");
+    assert_eq!(refused.problem(409), "backup-in-use");
+    assert!(refused.json()["detail"].as_str().unwrap().contains(&restore), "{}", refused.body);
+    let restored = instance.wait_job(&restore);
+    assert_eq!(restored["state"], "succeeded", "{restored:#}");
+
     // The incr alone first, then the rest.
     let job = delete(&instance, &incr, "").expect(200).json();
     assert_eq!(job["state"], "succeeded", "{job:#}");

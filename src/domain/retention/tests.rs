@@ -128,6 +128,7 @@ fn reasons_are_told() {
     assert_eq!(told(&rules)[..2], ["in use by restore 7", doomed]);
     // One call removes both.
     let one = plan(&backups, &rules, at(NOW)).remove(0);
+    assert_eq!(one.wal_fulls, 2, "a restore may go on to any moment");
     assert_eq!(one.removals, [Removal { set: label(1), removes: vec![label(1), label(2)] }]);
 }
 
