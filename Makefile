@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help run test bench images engine packages rust
+.PHONY: help run test bench images engine packages promtool rust
 
 USER_ID := $(shell id -u)
 CARGO ?= cargo
@@ -18,6 +18,8 @@ RUN_DIR ?= $(HOME)/.local/share/headrest
 endif
 # The Debians that the image is built for.
 SUITES := bookworm trixie forky
+# Where programs are that only tests need.
+TOOLS := $(CARGO_TARGET_DIR)/tools
 # Starts a container engine where there is none, on machines that have it.
 ENGINE_TOOL ?= ../shared/tools/container-engine
 
@@ -97,7 +99,7 @@ run: packages rust
 	cd /
 	exec "$$binary" serve
 
-test: packages rust
+test: packages promtool rust
 	@set -x
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
@@ -161,6 +163,20 @@ packages:
 	export DEBIAN_FRONTEND=noninteractive
 	apt-get update
 	apt-get install -y --no-install-recommends "$${missing[@]}" </dev/null
+
+# promtool tests the alert rules. Debian has it in a package that also starts a Prometheus, so only the
+# program is taken out of it; nothing is installed.
+promtool:
+	@! command -v promtool >/dev/null && [ ! -x $(TOOLS)/promtool ] || exit 0
+	mkdir -p $(TOOLS)/package
+	cd $(TOOLS)/package
+	[ $(USER_ID) != 0 ] || apt-get update
+	apt-get download prometheus || {
+	    echo 'promtool is missing: install Prometheus, or put it into $(TOOLS)' >&2
+	    exit 1
+	}
+	dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x -C .. --strip-components=3 ./usr/bin/promtool
+	rm -rf ../package
 
 rust:
 	@command -v $(CARGO) >/dev/null || {

@@ -28,6 +28,7 @@ use crate::jobs::context::{ServerSide, Wake};
 use crate::jobs::journal::Journals;
 use crate::jobs::retention::Retention;
 use crate::jobs::{self, Catalog, Context, JobsHandle, Keeper, Planner, Wal};
+use crate::metrics::Metrics;
 use crate::pgbackrest::command::{archive_command, archive_get};
 use crate::pgbackrest::runner::GRACE;
 use crate::postgres::bootstrap::{self, FirstStart};
@@ -40,6 +41,7 @@ use crate::postgres::supervisor::{
 use crate::process::become_program;
 use crate::process::signals::{Heard, Signals};
 use crate::pulse::Pulses;
+use crate::scheduler::{self, SchedulerHandle};
 use crate::store::Store;
 use crate::telemetry;
 
@@ -198,6 +200,15 @@ async fn serve(
     };
     let (jobs, mut queue) = JobsHandle::spawn(context.clone(), names.clone(), pulses.add("jobs"));
 
+    let backed_up = context.server.as_ref().filter(|side| side.archiving == Archiving::Ours);
+    let fixed = scheduler::fixed(&config.schedules, backed_up.map(|side| &side.stanza));
+    let pulse = pulses.add("scheduler");
+    let (scheduler, scheduling) =
+        SchedulerHandle::spawn(context.clone(), jobs.clone(), fixed, pulse).await;
+    let metrics = Metrics::new(config.metrics.clone(), jiff::tz::TimeZone::system());
+    let counted = jobs::tally::history(&store, &metrics).await?;
+    tokio::spawn(jobs::tally::follow(store.clone(), jobs.events(), metrics.clone(), counted));
+
     let token = match config.server.auth {
         AuthMode::Token => Some(places::admin_token(&config)?),
         AuthMode::Off => None,
@@ -208,6 +219,7 @@ async fn serve(
         planner: Planner::new(context.clone()),
         wal: Wal::new(context.clone()),
         keeper: Keeper::new(context.clone()),
+        scheduler,
         fence_dir: context.server.as_ref().map(|side| side.fence_dir.clone()),
         catalog,
         store,
@@ -216,6 +228,7 @@ async fn serve(
         allowed_hosts: config.server.allowed_hosts.clone(),
         short_routes: config.server.short_routes,
         pgbackrest: version,
+        metrics,
         pulses,
         shutdown: streams_end.clone(),
     });
@@ -292,7 +305,7 @@ async fn serve(
     if timeout(HTTP_GRACE, &mut http).await.is_err() {
         http.abort();
     }
-    drop(supervising);
+    drop((supervising, scheduling));
     tracing::info!("stopped");
     Ok(())
 }

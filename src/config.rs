@@ -6,8 +6,10 @@
 
 mod contract;
 mod layers;
+mod metrics;
 mod reader;
 mod retention;
+mod schedules;
 mod sections;
 
 use std::fmt;
@@ -15,9 +17,11 @@ use std::path::{Path, PathBuf};
 
 pub use contract::Contract;
 pub use layers::{Environment, Flags};
+pub use metrics::MetricsConfig;
 pub(crate) use reader::is_secret_option;
 pub use reader::{Origin, Shown};
 pub use retention::RetentionConfig;
+pub use schedules::SchedulesConfig;
 pub use sections::{
     Auth, BackupsConfig, LogFormat, PgbackrestConfig, PostgresConfig, ServerConfig, ShortRoutes,
     StanzaConfig, Switch,
@@ -43,12 +47,16 @@ pub struct Config {
     pub postgres: Option<PostgresConfig>,
     /// The tool.
     pub pgbackrest: PgbackrestConfig,
+    /// What is measured, and who may see it.
+    pub metrics: MetricsConfig,
     /// What the container was told, when this is the container's service.
     pub contract: Option<Contract>,
     /// Which backups stay.
     pub retention: RetentionConfig,
     /// The stanzas, the supervised server's first.
     pub stanzas: Vec<StanzaConfig>,
+    /// What is done by itself, and when.
+    pub schedules: SchedulesConfig,
     /// Every value with its source, for `headrest config print`.
     pub shown: Vec<Shown>,
     /// `PGBACKREST_*` variables of our own environment, passed on to every child; those of
@@ -97,8 +105,10 @@ impl Config {
         let log_format = sections::log_format(&mut reader);
         let (os_user, postgres) = sections::postgres(&mut reader);
         let pgbackrest = sections::pgbackrest(&mut reader);
+        let metrics = metrics::metrics(&mut reader);
         let stanzas = sections::stanzas(&mut reader);
         let retention = retention::retention(&mut reader);
+        let schedules = schedules::schedules(&mut reader, &stanzas);
         sections::check_places(&mut reader, &state_dir, postgres.as_ref());
         let pgbackrest_env = reader.pgbackrest_variables();
         let shown = reader.finish()?;
@@ -110,9 +120,11 @@ impl Config {
             os_user,
             postgres,
             pgbackrest,
+            metrics,
             contract: None,
             retention,
             stanzas,
+            schedules,
             shown,
             pgbackrest_env,
         };
@@ -240,12 +252,36 @@ mod tests {
             ("[retention]\nweekly = \"x\"", "retention.weekly"),
             ("[retention]\ntimezone = \"Mars/Base\"", "retention.timezone"),
             ("[retention]\nhourly = 3", "retention.hourly: unknown key"),
-            ("[[schedule]]\nname = \"x\"", "schedule: unknown key"),
+            ("[[schedule]]\nname = \"x\"\ntype = \"full\"", "schedule[0].cron: is missing"),
+            ("[[schedule]]\nname = \"x\"\ncorn = \"@daily\"", "schedule[0].corn: unknown key"),
         ];
         for (text, part) in cases {
             let found = errors(text, &[]).join("\n");
             assert!(found.contains(part), "{text:?} gives {found:?}, not {part:?}");
         }
+    }
+
+    #[test]
+    fn schedules_are_read_and_every_mistake_is_named_with_its_field() {
+        let good = "[[schedule]]\nname = \"weekly\"\ntype = \"full\"\ncron = \"0 2 * * SUN\"\n\
+                    timezone = \"Europe/Berlin\"\nwithin = \"2d\"\njitter = \"10m\"\nretries = 1\n\
+                    repo = 2\nmissed = \"skip\"\n";
+        let config = Config::from_text(&Flags::default(), &env(&[]), good).unwrap();
+        let [weekly] = config.schedules.written.as_slice() else { panic!("one schedule") };
+        assert_eq!((weekly.within.as_hours(), weekly.jitter.as_mins()), (48, 10));
+        assert_eq!((weekly.timezone.name(), weekly.stanza.as_str()), ("Europe/Berlin", "main"));
+        let bad = "[[schedule]]\nname = \"--x\"\ntype = \"drill\"\ncron = \"0 0 30 2 *\"\n\
+                   timezone = \"Mars\"\nwithin = \"soon\"\nstanza = \"other\"\nrepo = 0\n\
+                   missed = \"maybe\"\nretries = \"x\"\n";
+        let found = errors(bad, &[]);
+        for field in
+            ["name", "type", "cron", "timezone", "within", "stanza", "repo", "missed", "retries"]
+        {
+            let key = format!("schedule[0].{field}: ");
+            assert!(found.iter().any(|error| error.starts_with(&key)), "{key} not in {found:#?}");
+        }
+        let twice = format!("{good}{good}");
+        assert!(errors(&twice, &[]).join("").contains("weekly is named twice"));
     }
 
     #[test]

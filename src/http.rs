@@ -7,6 +7,7 @@ pub mod api;
 mod auth;
 mod dashboard;
 mod extract;
+mod metrics;
 mod middleware;
 mod openapi;
 mod probes;

@@ -19,6 +19,7 @@ pub mod recorder;
 mod restore;
 pub mod retention;
 pub mod submission;
+pub mod tally;
 mod verify;
 pub mod wal;
 mod worker;

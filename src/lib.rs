@@ -11,9 +11,10 @@
 //!   (`info`, exit codes, log lines) become types. `pgbackrest::runner` runs them.
 //! - [`process`]: the one place that spawns, and how processes are ended.
 //! - [`postgres`]: first start, and the supervisor that owns the server.
-//! - [`store`]: history in SQLite.
+//! - [`store`]: history in SQLite. [`metrics`]: what is measured, for Prometheus.
 //! - [`jobs`]: `jobs::queue` changes the state of jobs, one lane per stanza; `jobs::worker` and
 //!   `jobs::restore` carry them out; `jobs::catalog` remembers what `info` said.
+//! - [`scheduler`]: what is done by itself, and when; `domain::schedule` decides.
 //! - [`http`]: `http::router` has every route on one page; one file per resource in `http::api`.
 //! - [`app`]: puts it all together and takes it apart in order. [`cli`] is the command line,
 //!   [`config`] the configuration.
@@ -38,7 +39,11 @@ pub mod postgres;
 
 pub mod store;
 
+pub mod metrics;
+
 pub mod jobs;
+
+pub mod scheduler;
 
 pub mod http;
 

@@ -9,6 +9,8 @@ mod jobs;
 mod recovery;
 mod retention;
 mod rows;
+mod schedules;
+mod tally;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +23,8 @@ pub use audit::Deed;
 pub use idempotency::{Claim, StoredAnswer};
 pub use jobs::{JobFilter, NewEvent, StoredEvent};
 pub use retention::Verified;
+pub use schedules::{StoredSchedule, StoredVerdict};
+pub use tally::EndedJob;
 
 /// Numbered, append-only; `PRAGMA user_version` says how many a file has had.
 const MIGRATIONS: &[&str] = &[

@@ -184,6 +184,12 @@ impl<'a> Reader<'a> {
         self.errors.push(format!("{key}: {message}"));
     }
 
+    /// Whether something is wrong with a key already.
+    pub(super) fn has_error(&self, key: &str) -> bool {
+        let begins = format!("{key}: ");
+        self.errors.iter().any(|error| error.starts_with(&begins))
+    }
+
     /// The `PGBACKREST_*` variables, those of `..._FILE` read.
     pub(super) fn pgbackrest_variables(&mut self) -> Vec<(String, String)> {
         let mut pairs = Vec::new();

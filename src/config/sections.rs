@@ -235,12 +235,14 @@ fn absolute(reader: &mut Reader<'_>, key: &str, default: &str) -> PathBuf {
 }
 
 /// A length of time: a number with `ms`, `s`, `m`, `min`, `h` or `d`.
-fn duration(reader: &mut Reader<'_>, key: &str, default: &str) -> Duration {
+pub(super) fn duration(reader: &mut Reader<'_>, key: &str, default: &str) -> Duration {
     let text = reader.get(key, default.to_owned());
-    let parsed = text
-        .parse::<jiff::SignedDuration>()
-        .ok()
-        .and_then(|signed| Duration::try_from(signed).ok());
+    // A day is 24 hours here, which jiff does not take for granted.
+    let days = text.strip_suffix('d').and_then(|days| days.trim().parse::<u16>().ok());
+    let parsed = days.map(|days| Duration::from_hours(24 * u64::from(days))).or_else(|| {
+        let signed = text.parse::<jiff::SignedDuration>().ok()?;
+        Duration::try_from(signed).ok()
+    });
     parsed.unwrap_or_else(|| {
         reader.error(key, &format!("{text:?} is not a length of time such as \"120s\" or \"5m\""));
         Duration::ZERO

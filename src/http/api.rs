@@ -9,6 +9,7 @@ pub(super) mod plans;
 pub(super) mod processes;
 pub(super) mod restores;
 pub(super) mod retention;
+pub(super) mod schedules;
 pub(super) mod stanzas;
 pub(super) mod upkeep;
 pub(super) mod version;

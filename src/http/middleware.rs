@@ -3,4 +3,5 @@
 pub(super) mod etag;
 pub(super) mod guard;
 pub(super) mod idempotency;
+pub(super) mod measure;
 pub(super) mod outermost;

@@ -22,6 +22,7 @@ use super::router;
         (name = "backups", description = "backups in the repositories"),
         (name = "restores", description = "bringing data back"),
         (name = "jobs", description = "everything long, with its log"),
+        (name = "schedules", description = "what is done by itself, and when"),
         (name = "processes", description = "the supervised server"),
         (name = "service", description = "Headrest itself"),
         (name = "probes", description = "for orchestrators; open to everybody"),
@@ -68,6 +69,7 @@ pub fn document() -> OpenApi {
     let (_, document) = OpenApiRouter::with_openapi(Base::openapi())
         .nest("/api/v1", router::api())
         .merge(router::probes())
+        .merge(router::metrics())
         .split_for_parts();
     document
 }

@@ -14,7 +14,6 @@ use crate::domain::words::words;
 use crate::jobs::Denied;
 use crate::jobs::catalog::Unavailable;
 use crate::jobs::plans::{PlanError, Stale};
-use crate::postgres::supervisor::Refusal;
 use crate::store::StoreError;
 
 words! {
@@ -80,6 +79,16 @@ words! {
         RestoreNotWaiting = "restore-not-waiting",
         /// There is nothing to undo.
         NothingToUndo = "nothing-to-undo",
+        /// No such schedule.
+        NoSuchSchedule = "no-such-schedule",
+        /// The name of a schedule is taken.
+        ScheduleExists = "schedule-exists",
+        /// The schedule is not the API's to change.
+        ScheduleReadOnly = "schedule-read-only",
+        /// A change that does not say what it is about.
+        PreconditionRequired = "precondition-required",
+        /// What is to be changed has changed.
+        PreconditionFailed = "precondition-failed",
         /// The name of a restore point is taken.
         RestorePointExists = "restore-point-exists",
         /// A destructive request without its confirmation.
@@ -120,6 +129,7 @@ impl ErrorCode {
             | Self::NoSuchStanza
             | Self::NoSuchBackup
             | Self::NoSuchJob
+            | Self::NoSuchSchedule
             | Self::NoSuchProcess => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -140,6 +150,8 @@ impl ErrorCode {
             | Self::RestoreNotWaiting
             | Self::NothingToUndo
             | Self::RestorePointExists
+            | Self::ScheduleExists
+            | Self::ScheduleReadOnly
             | Self::IdempotencyInProgress => StatusCode::CONFLICT,
             Self::InsufficientSpace => StatusCode::INSUFFICIENT_STORAGE,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -150,6 +162,8 @@ impl ErrorCode {
             | Self::TargetBeforeBackup
             | Self::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            Self::PreconditionRequired => StatusCode::PRECONDITION_REQUIRED,
+            Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::RepositoryUnavailable | Self::PostgresUnavailable | Self::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -189,7 +203,11 @@ impl ErrorCode {
             Self::PlanStale => "Something has changed since the plan was made",
             Self::RestoreNotWaiting => "The restore does not wait for this",
             Self::NothingToUndo => "There is nothing to undo",
-            Self::RestorePointExists => "The name is taken",
+            Self::RestorePointExists | Self::ScheduleExists => "The name is taken",
+            Self::NoSuchSchedule => "No such schedule",
+            Self::ScheduleReadOnly => "The schedule is changed elsewhere",
+            Self::PreconditionRequired => "Say which version is to be changed",
+            Self::PreconditionFailed => "It has changed meanwhile",
             Self::ConfirmationRequired => "This destroys data and must be confirmed",
             Self::InvalidField => "A field or parameter cannot be taken",
             Self::IdempotencyMismatch => "The key was used for another request",
@@ -469,23 +487,5 @@ impl From<Unavailable> for Problem {
         tracing::warn!("{error}");
         Self::new(ErrorCode::RepositoryUnavailable, error.reason)
             .hint("Run `pgbackrest info` by hand; Headrest's log has the whole message.")
-    }
-}
-
-impl From<Refusal> for Problem {
-    fn from(refusal: Refusal) -> Self {
-        let detail = refusal.to_string();
-        match refusal {
-            Refusal::Fenced(job) => {
-                Self { job: Some(job), ..Self::new(ErrorCode::PostgresFenced, detail) }
-            }
-            Refusal::Running => Self::new(ErrorCode::PostgresRunning, detail),
-            Refusal::NotRunning => Self::new(ErrorCode::PostgresStopped, detail),
-            Refusal::Stopping => {
-                Self::new(ErrorCode::PostgresStopped, detail).hint("Ask again when it has stopped.")
-            }
-            Refusal::NotSupervised => Self::new(ErrorCode::PostgresNotSupervised, detail),
-            Refusal::ShuttingDown => Self::new(ErrorCode::ShuttingDown, detail),
-        }
     }
 }

@@ -9,13 +9,13 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::api::{
-    audit, backups, decisions, events, jobs, plans, processes, restores, retention, stanzas,
-    upkeep, version, wal,
+    audit, backups, decisions, events, jobs, plans, processes, restores, retention, schedules,
+    stanzas, upkeep, version, wal,
 };
-use super::middleware::{etag, guard, idempotency, outermost};
+use super::middleware::{etag, guard, idempotency, measure, outermost};
 use super::problem::{ErrorCode, Problem};
 use super::state::AppState;
-use super::{dashboard, openapi, probes, short};
+use super::{dashboard, metrics, openapi, probes, short};
 use crate::config::ShortRoutes;
 
 /// `/api/v1`, with its documentation.
@@ -49,6 +49,12 @@ pub(super) fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(jobs::log))
         .routes(routes!(events::of_job))
         .routes(routes!(events::of_all))
+        .routes(routes!(schedules::list, schedules::create))
+        .routes(routes!(schedules::show, schedules::replace, schedules::delete))
+        .routes(routes!(schedules::run))
+        .routes(routes!(schedules::pause))
+        .routes(routes!(schedules::resume))
+        .routes(routes!(schedules::preview))
         .routes(routes!(processes::list))
         .routes(routes!(processes::show))
         .routes(routes!(processes::log))
@@ -65,6 +71,11 @@ pub(super) fn probes() -> OpenApiRouter<AppState> {
         .routes(routes!(probes::livez))
         .routes(routes!(probes::readyz))
         .routes(routes!(probes::startupz))
+}
+
+/// `/metrics`, with its documentation.
+pub(super) fn metrics() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(metrics::show))
 }
 
 fn short_routes() -> Router<AppState> {
@@ -97,7 +108,8 @@ fn open_pages() -> Router<AppState> {
 /// The whole service.
 pub fn router(state: &AppState) -> Router {
     let (api, _) = api().split_for_parts();
-    let (probes, _) = probes().split_for_parts();
+    let (mut open, _) = probes().split_for_parts();
+    let (metrics, _) = metrics().split_for_parts();
     let api =
         api.layer(from_fn(etag::tag)).layer(from_fn_with_state(state.clone(), idempotency::honour));
     let mut guarded = Router::new()
@@ -107,16 +119,21 @@ pub fn router(state: &AppState) -> Router {
     if state.short_routes != ShortRoutes::Off {
         guarded = guarded.nest(short::PREFIX, short_routes());
     }
+    if state.metrics.config().public {
+        open = open.merge(metrics);
+    } else {
+        guarded = guarded.merge(metrics);
+    }
     let guarded = guarded
         .fallback(|uri: axum::http::Uri| async move {
             Problem::new(ErrorCode::NotFound, format!("there is no {}", uri.path()))
         })
         .layer(from_fn_with_state(state.clone(), guard::check));
-    probes
-        .merge(open_pages())
+    open.merge(open_pages())
         .merge(guarded)
         .layer(CatchPanicLayer::custom(outermost::on_panic))
         .layer(from_fn(dashboard::security_headers))
         .layer(from_fn(outermost::wrap))
+        .layer(from_fn_with_state(state.clone(), measure::count))
         .with_state(state.clone())
 }

@@ -9,9 +9,11 @@ use super::auth::Auth;
 use crate::config::ShortRoutes;
 use crate::domain::StanzaName;
 use crate::jobs::{Catalog, JobsHandle, Keeper, Planner, Wal};
+use crate::metrics::Metrics;
 use crate::pgbackrest::version::Version;
 use crate::postgres::supervisor::PostgresHandle;
 use crate::pulse::Pulses;
+use crate::scheduler::SchedulerHandle;
 use crate::store::Store;
 
 /// What handlers share; clones share it.
@@ -31,6 +33,8 @@ pub struct Shared {
     pub wal: Wal,
     /// Which backups stay, and pins.
     pub keeper: Keeper,
+    /// Schedules.
+    pub scheduler: SchedulerHandle,
     /// Where the socket of a fenced server is.
     pub fence_dir: Option<PathBuf>,
     /// What the repositories hold.
@@ -47,6 +51,8 @@ pub struct Shared {
     pub short_routes: ShortRoutes,
     /// pgBackRest's version, when it could be asked.
     pub pgbackrest: Option<Version>,
+    /// What is measured.
+    pub metrics: Metrics,
     /// The service's own loops.
     pub pulses: Pulses,
     /// Streams end when this is cancelled.

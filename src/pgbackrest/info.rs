@@ -67,6 +67,16 @@ pub struct LockState {
     pub size_bytes: Option<u64>,
     /// Bytes copied so far, from 2.48 on.
     pub size_complete_bytes: Option<u64>,
+    /// The same by repository, from 2.59 on; of a backup only, and only while one runs.
+    pub repos: Vec<LockedRepo>,
+}
+
+/// What a running backup copies to one repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LockedRepo {
+    pub key: RepoKey,
+    pub size_bytes: Option<u64>,
+    pub size_complete_bytes: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -302,6 +312,7 @@ fn status(value: &Value) -> Status {
         held: value["held"].as_bool().unwrap_or(false),
         size_bytes: value["size"].as_u64(),
         size_complete_bytes: value["size-cplt"].as_u64(),
+        repos: list(&value["repo"]).iter().filter_map(locked_repo).collect(),
     };
     let RepoStatus { code, message } = repo_status(value);
     let locks = &value["lock"];
@@ -310,6 +321,14 @@ fn status(value: &Value) -> Status {
         message,
         lock: Lock { backup: lock(&locks["backup"]), restore: lock(&locks["restore"]) },
     }
+}
+
+fn locked_repo(value: &Value) -> Option<LockedRepo> {
+    Some(LockedRepo {
+        key: repo_key(&value["key"])?,
+        size_bytes: value["size"].as_u64(),
+        size_complete_bytes: value["size-cplt"].as_u64(),
+    })
 }
 
 fn repo_status(value: &Value) -> RepoStatus {

@@ -213,6 +213,30 @@ impl Store {
         .await
     }
 
+    /// The newest jobs of which one column has one value.
+    pub(super) async fn jobs_where(
+        &self,
+        condition: &'static str,
+        value: String,
+        limit: u32,
+    ) -> Result<Vec<Job>, StoreError> {
+        self.read(move |connection| {
+            let failed = during("list jobs");
+            let mut statement = connection
+                .prepare_cached(&format!(
+                    "SELECT {COLUMNS} FROM jobs WHERE {condition} ORDER BY id DESC LIMIT ?2"
+                ))
+                .map_err(&failed)?;
+            let mut rows = statement.query(params![value, limit]).map_err(&failed)?;
+            let mut jobs = Vec::new();
+            while let Some(row) = rows.next().map_err(&failed)? {
+                jobs.push(job_of(row)?);
+            }
+            Ok(jobs)
+        })
+        .await
+    }
+
     /// Jobs that have not ended, oldest first, with the process that was noted for them.
     pub async fn unfinished_jobs(&self) -> Result<Vec<(Job, Option<String>)>, StoreError> {
         self.read(|connection| {

@@ -5,8 +5,11 @@
 
 mod errors;
 mod jobs;
+mod metrics;
+mod monitoring;
 mod openapi;
 mod pages;
 mod reads;
 mod retention;
+mod schedules;
 mod service;

@@ -5,23 +5,27 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
-use headrest::config::{Auth as AuthMode, ShortRoutes};
+use headrest::config::{Auth as AuthMode, MetricsConfig, ShortRoutes};
 use headrest::domain::StanzaName;
+use headrest::domain::schedule::Schedule;
 use headrest::http::state::Shared;
 use headrest::http::{AppState, Auth, router};
 use headrest::jobs::archive::Archives;
 use headrest::jobs::context::Wake;
 use headrest::jobs::journal::Journals;
 use headrest::jobs::retention::Retention;
-use headrest::jobs::{Catalog, Context, JobsHandle, Keeper, Planner, Wal};
+use headrest::jobs::{self, Catalog, Context, JobsHandle, Keeper, Planner, Wal};
+use headrest::metrics::Metrics;
 use headrest::pgbackrest::runner::Tool;
 use headrest::postgres::supervisor::PostgresHandle;
 use headrest::pulse::Pulses;
+use headrest::scheduler::{Origin, SchedulerHandle};
 use headrest::store::Store;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
@@ -37,6 +41,8 @@ pub(crate) const THREE: &str =
 pub(crate) struct Service {
     pub(crate) router: Router,
     pub(crate) directory: tempfile::TempDir,
+    pub(crate) metrics: Metrics,
+    store: Store,
     shutdown: CancellationToken,
 }
 
@@ -79,6 +85,8 @@ pub(crate) struct Options {
     pub(crate) auth: AuthMode,
     pub(crate) short_routes: ShortRoutes,
     pub(crate) retention: Retention,
+    pub(crate) schedules: Vec<Schedule>,
+    pub(crate) metrics: MetricsConfig,
 }
 
 impl Default for Options {
@@ -88,6 +96,8 @@ impl Default for Options {
             auth: AuthMode::Token,
             short_routes: ShortRoutes::On,
             retention: Retention::default(),
+            schedules: Vec::new(),
+            metrics: MetricsConfig::default(),
         }
     }
 }
@@ -106,7 +116,6 @@ impl Service {
         Self::with(Options { script: script.to_owned(), ..Options::default() }).await
     }
 
-    #[expect(clippy::unused_async, reason = "it starts tasks, so it needs the runtime")]
     pub(crate) async fn with(options: Options) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let binary = fake(directory.path(), &options.script);
@@ -133,25 +142,41 @@ impl Service {
         };
         let (planner, wal) = (Planner::new(context.clone()), Wal::new(context.clone()));
         let keeper = Keeper::new(context.clone());
-        let (jobs, _) = JobsHandle::spawn(context, [stanza.clone()], pulses.add("jobs"));
+        let (jobs, _) = JobsHandle::spawn(context.clone(), [stanza.clone()], pulses.add("jobs"));
+        let fixed =
+            options.schedules.into_iter().map(|schedule| (schedule, Origin::File)).collect();
+        let (scheduler, _) =
+            SchedulerHandle::spawn(context, jobs.clone(), fixed, pulses.add("scheduler")).await;
+        let metrics = Metrics::new(options.metrics, jiff::tz::TimeZone::UTC);
+        let counted = jobs::tally::history(&store, &metrics).await.unwrap();
+        tokio::spawn(jobs::tally::follow(store.clone(), jobs.events(), metrics.clone(), counted));
         let state = AppState::new(Shared {
             jobs,
             postgres: PostgresHandle::beside(),
             planner,
             wal,
             keeper,
+            scheduler,
             fence_dir: None,
             catalog,
-            store,
+            store: store.clone(),
             auth: Auth::new(options.auth, Some(&TOKEN.to_owned().into())),
             stanzas: vec![stanza],
             allowed_hosts: vec!["localhost".to_owned()],
             short_routes: options.short_routes,
             pgbackrest: None,
+            metrics: metrics.clone(),
             pulses,
             shutdown: shutdown.clone(),
         });
-        Self { router: router::router(&state), directory, shutdown }
+        Self { router: router::router(&state), directory, metrics, store, shutdown }
+    }
+
+    /// What a Headrest that is started now on the same history counts.
+    pub(crate) async fn count_again(&self) -> Metrics {
+        let metrics = Metrics::new(MetricsConfig::default(), jiff::tz::TimeZone::UTC);
+        jobs::tally::history(&self.store, &metrics).await.unwrap();
+        metrics
     }
 
     /// A request with the token.
@@ -198,6 +223,15 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         self.shutdown.cancel();
+    }
+}
+
+/// Looks until it is so; panics when it is not in time.
+pub(crate) async fn eventually(what: &str, mut look: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !look() {
+        assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

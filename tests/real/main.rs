@@ -16,6 +16,7 @@ mod gaps;
 mod info_answers;
 mod interrupted;
 mod lane;
+mod metrics;
 mod pitr;
 mod refusals;
 mod restore_kills;

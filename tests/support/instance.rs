@@ -65,6 +65,8 @@ impl Instance {
             ("HEADREST_POSTGRES__OS_USER", user.name.clone()),
             ("HEADREST_POSTGRES__ARGS", "-c listen_addresses=127.0.0.1".to_owned()),
             ("HEADREST_POSTGRES__STOP_TIMEOUT", "30s".to_owned()),
+            // Whatever the time is, no backup comes in between.
+            ("HEADREST_DEFAULT_SCHEDULE", "off".to_owned()),
             ("HEADREST_PGBACKREST__BIN", files::pgbackrest().display().to_string()),
             // Not the machine's: it may hold anything, and not everybody may read it.
             ("PGBACKREST_CONFIG", path("pgbackrest.conf")),

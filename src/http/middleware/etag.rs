@@ -28,7 +28,11 @@ pub(in crate::http) async fn tag(request: Request, next: Next) -> Response {
     let body = body.to_bytes();
     let mut hasher = DefaultHasher::new();
     body.hash(&mut hasher);
-    let tag = format!("W/\"{:016x}\"", hasher.finish());
+    // A handler's own tag says which version a change is about; the rest, what was shown with it.
+    let version = parts.headers.get(header::ETAG).and_then(|value| value.to_str().ok());
+    let version =
+        version.map_or(String::new(), |version| format!("{}.", version.trim_matches('"')));
+    let tag = format!("W/\"{version}{:016x}\"", hasher.finish());
     let unchanged = known.as_ref().and_then(|value| value.to_str().ok()).is_some_and(|value| {
         value.split(',').any(|one| matches!(one.trim(), "*") || one.trim() == tag)
     });

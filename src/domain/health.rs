@@ -1,0 +1,273 @@
+//! Health: what the facts mean, now. Facts are gathered elsewhere; ages are judged at the moment
+//! somebody asks.
+//!
+//! A check fails when data is being lost or could not be brought back; it warns when somebody
+//! should look before that happens.
+
+mod checks;
+
+use std::fmt;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::words::words;
+
+words! {
+    /// How well something is.
+    Level {
+        /// As it should be.
+        Pass = "pass",
+        /// Somebody should look.
+        Warn = "warn",
+        /// Data is being lost, or could not be brought back.
+        Fail = "fail",
+    }
+}
+
+words! {
+    /// What is checked.
+    CheckId {
+        /// The server runs.
+        Postgres = "postgres",
+        /// There is a recent backup.
+        LastBackup = "last-backup",
+        /// There is a recent full backup.
+        LastFull = "last-full",
+        /// Every repository can be read and is sound.
+        Repository = "repository",
+        /// The server archives at all.
+        ArchiveMode = "archive-mode",
+        /// It archives with the command that it was started with.
+        ArchiveCommand = "archive-command",
+        /// Segments are archived without failures.
+        Archiver = "archiver",
+        /// Few segments wait.
+        WalReady = "wal-ready",
+        /// The newest archived segment is young.
+        WalAge = "wal-age",
+        /// No segment is missing since the newest backup.
+        WalGap = "wal-gap",
+        /// The newest backups found no damaged page.
+        PageChecksums = "page-checksums",
+        /// The newest verification found the repository whole.
+        Verify = "verify",
+        /// Nobody stopped pgBackRest.
+        StopFile = "stop-file",
+        /// A schedule does what it should.
+        Schedule = "schedule",
+        /// There is room.
+        DiskSpace = "disk-space",
+        /// pgBackRest supports this PostgreSQL.
+        Versions = "versions",
+    }
+}
+
+/// From where on a check warns or fails.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Thresholds {
+    /// The age of the newest backup.
+    pub last_backup: (SignedDuration, SignedDuration),
+    /// The age of the newest full backup.
+    pub last_full: (SignedDuration, SignedDuration),
+    /// For how long archiving may fail before that is a failure; it warns at once.
+    pub archiver_fail: SignedDuration,
+    /// Segments that wait.
+    pub wal_ready: (u64, u64),
+    /// The age of the newest archived segment, in multiples of `archive_timeout`.
+    pub wal_age: (u32, u32),
+    /// Free space, in percent.
+    pub disk_free: (u8, u8),
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        let hours = SignedDuration::from_hours;
+        Self {
+            last_backup: (hours(26), hours(50)),
+            last_full: (hours(8 * 24), hours(15 * 24)),
+            archiver_fail: SignedDuration::from_mins(10),
+            wal_ready: (16, 128),
+            wal_age: (3, 10),
+            disk_free: (15, 5),
+        }
+    }
+}
+
+/// How a supervised server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Up {
+    /// It takes writes.
+    Writes,
+    /// It is on its way, or a restore has it: what it does.
+    Busy(String),
+    /// It is down because somebody wants that.
+    Held(String),
+    /// It is down and should not be.
+    Down(String),
+}
+
+/// The supervised server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerFacts {
+    /// How it is.
+    pub up: Up,
+    /// Since when the postmaster runs.
+    pub started_at: Option<Timestamp>,
+    /// How it archives, when it could be asked.
+    pub archiving: Option<ArchivingFacts>,
+}
+
+/// How a server archives.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ArchivingFacts {
+    /// `archive_mode` is not off.
+    pub enabled: bool,
+    /// `archive_command`, when it is another than ours.
+    pub foreign_command: Option<String>,
+    /// Since when every attempt fails, and with which segment.
+    pub failing: Option<(Timestamp, String)>,
+    /// When a segment was archived last.
+    pub last_archived_at: Option<Timestamp>,
+    /// Segments that wait.
+    pub ready: u64,
+    /// `archive_timeout`; zero for none.
+    pub timeout: SignedDuration,
+    /// How often Headrest commits something; zero for never.
+    pub heartbeat: SignedDuration,
+}
+
+/// What `info` said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RepositoryFacts {
+    /// What is wrong with the repositories; nothing when that is empty.
+    pub troubles: Vec<String>,
+    /// The stanza was not created.
+    pub missing: bool,
+    /// When the newest backup ended.
+    pub last_backup_at: Option<Timestamp>,
+    /// When the newest full backup ended.
+    pub last_full_at: Option<Timestamp>,
+    /// The newest backup, when it found damaged pages.
+    pub damaged: Option<String>,
+}
+
+/// The archive, compared with the server.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WalFacts {
+    /// What is missing since the newest backup.
+    pub missing: Vec<String>,
+    /// What is missing before it: earlier moments cannot be restored to.
+    pub missing_before: Vec<String>,
+    /// A segment that the server takes for archived and no repository has.
+    pub dropped: Option<String>,
+}
+
+/// Room on a file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// What is on it, e.g. `PGDATA`.
+    pub what: String,
+    /// Bytes that may still be written.
+    pub free_bytes: u64,
+    /// Its size in bytes.
+    pub total_bytes: u64,
+}
+
+/// How a schedule does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScheduleFacts {
+    /// Its name.
+    pub name: String,
+    /// What went wrong last.
+    pub trouble: Option<String>,
+}
+
+/// What is known of a stanza.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Since when Headrest runs: a new server has no backup in its first minutes.
+    pub since: Timestamp,
+    /// Why the server is not backed up, when it is not meant to be.
+    pub not_backed_up: Option<String>,
+    /// The supervised server; `None` beside one.
+    pub server: Option<ServerFacts>,
+    /// What `info` said, or why it said nothing; `None` until it was asked.
+    pub repository: Option<Result<RepositoryFacts, String>>,
+    /// The archive; `None` until it was looked at.
+    pub wal: Option<WalFacts>,
+    /// The newest verification: when, and what it found wrong.
+    pub verified: Option<(Timestamp, Option<String>)>,
+    /// The stop file that is there.
+    pub stop_file: Option<String>,
+    /// Schedules of the stanza.
+    pub schedules: Vec<ScheduleFacts>,
+    /// File systems.
+    pub disks: Vec<Disk>,
+    /// Why this pgBackRest does not support this PostgreSQL.
+    pub unsupported: Option<String>,
+}
+
+impl Facts {
+    /// Nothing is known yet.
+    pub fn none(since: Timestamp) -> Self {
+        Self {
+            since,
+            not_backed_up: None,
+            server: None,
+            repository: None,
+            wal: None,
+            verified: None,
+            stop_file: None,
+            schedules: Vec::new(),
+            disks: Vec::new(),
+            unsupported: None,
+        }
+    }
+
+    /// What that means at `now`, worst first.
+    pub fn judge(&self, thresholds: &Thresholds, now: Timestamp) -> Vec<Check> {
+        let mut checks = checks::all(self, thresholds, now);
+        checks.sort_by_key(|check| (std::cmp::Reverse(check.level), check.key.clone()));
+        checks
+    }
+}
+
+/// What is checked, and of what there is more than one, which.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CheckKey {
+    /// What is checked.
+    pub id: CheckId,
+    /// Which one, e.g. the schedule's name.
+    pub of: Option<String>,
+}
+
+impl fmt::Display for CheckKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.of {
+            Some(of) => write!(f, "{}:{of}", self.id),
+            None => self.id.fmt(f),
+        }
+    }
+}
+
+/// A verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// About what.
+    pub key: CheckKey,
+    /// How well it is.
+    pub level: Level,
+    /// Why, with names and numbers.
+    pub detail: String,
+    /// What to do; empty when there is nothing to do.
+    pub hint: &'static str,
+}
+
+/// The worst level.
+pub fn worst(checks: &[Check]) -> Level {
+    checks.iter().map(|check| check.level).max().unwrap_or(Level::Pass)
+}
+
+#[cfg(test)]
+mod tests;

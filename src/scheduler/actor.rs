@@ -1,0 +1,482 @@
+//! The task that owns the schedules.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::{Command, Expected, Origin, ScheduleError, View, ticker, world};
+use crate::clock;
+use crate::domain::JobId;
+use crate::domain::job::{
+    BackupOptions, BackupSpec, ExpireSpec, Job, JobSpec, OnConflict, Outcome, Trigger, VerifySpec,
+};
+use crate::domain::schedule::run::{Next, State, Step, Told, Verdict};
+use crate::domain::schedule::{Schedule, ScheduleKind, ScheduleName};
+use crate::domain::{Annotations, BackupType};
+use crate::jobs::{Context, Denied, JobsHandle, Submission};
+use crate::pulse::Pulse;
+use crate::store::{StoreError, StoredSchedule};
+use crate::telemetry::chain;
+
+/// How often the loop turns at least.
+const BEAT: Duration = Duration::from_secs(2);
+/// Who asks for a schedule's jobs.
+const BY: &str = "scheduler";
+
+struct Entry {
+    schedule: Schedule,
+    origin: Origin,
+    version: u32,
+    state: State,
+    missed: u64,
+}
+
+pub(super) struct Scheduler {
+    context: Context,
+    jobs: JobsHandle,
+    entries: BTreeMap<ScheduleName, Entry>,
+    publish: watch::Sender<Arc<Vec<View>>>,
+    /// Ends of jobs that serve a moment.
+    ends: JoinSet<(ScheduleName, JobId, Option<Outcome>)>,
+}
+
+impl Scheduler {
+    pub(super) fn new(
+        context: Context,
+        jobs: JobsHandle,
+        publish: watch::Sender<Arc<Vec<View>>>,
+    ) -> Self {
+        let (entries, ends) = (BTreeMap::new(), JoinSet::new());
+        Self { context, jobs, entries, publish, ends }
+    }
+
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>, pulse: Pulse) {
+        let shutdown = self.context.shutdown.clone();
+        let (tick, mut ticks) = mpsc::channel(1);
+        let ticker = ticker::start(tick).await;
+        if let Err(error) = &ticker {
+            // The loop turns by itself as well.
+            tracing::error!("the minute's ticks do not come: {}", chain(error));
+        }
+        let mut server = self.context.postgres.watch();
+        while !shutdown.is_cancelled() {
+            pulse.beat();
+            // What cannot be written is tried again with the next beat.
+            let nap = if self.look().await { self.nap() } else { BEAT };
+            self.publish();
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                Some(()) = ticks.recv() => {}
+                command = inbox.recv() => match command {
+                    Some(command) => self.take(command).await,
+                    None => break,
+                },
+                Some(Ok((name, job, outcome))) = self.ends.join_next() => {
+                    self.on_end(&name, job, outcome).await;
+                }
+                Ok(()) = server.changed() => {}
+                () = sleep(nap) => {}
+            }
+        }
+        if let Ok(mut ticker) = ticker {
+            let _ = ticker.shutdown().await;
+        }
+    }
+
+    /// Until something may be due.
+    fn nap(&self) -> Duration {
+        let now = clock::now();
+        let wakes = self.entries.values().filter_map(|e| e.state.wakes_at(&e.schedule)).min();
+        let left = wakes.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+        left.unwrap_or(BEAT).clamp(Duration::from_millis(5), BEAT)
+    }
+
+    /// Reads what is stored, and finds out what became of runs meanwhile.
+    pub(super) async fn load(&mut self, fixed: Vec<(Schedule, Origin)>) {
+        let now = clock::now();
+        let mut all: Vec<(Schedule, Origin, u32)> =
+            fixed.into_iter().map(|(schedule, origin)| (schedule, origin, 0)).collect();
+        match self.context.store.schedules().await {
+            Ok(stored) => {
+                for StoredSchedule { schedule, version } in stored {
+                    if all.iter().any(|(known, ..)| known.name == schedule.name) {
+                        let name = &schedule.name;
+                        tracing::warn!(
+                            "schedule {name} of the API gives way to the one that is configured"
+                        );
+                    } else {
+                        all.push((schedule, Origin::Api, version));
+                    }
+                }
+            }
+            Err(error) => tracing::error!("schedules cannot be read: {}", chain(&error)),
+        }
+        for (schedule, origin, version) in all {
+            let (name, timing) = (schedule.name.clone(), timing(&schedule));
+            let store = &self.context.store;
+            let state = match store.schedule_state(name.clone(), timing).await {
+                Ok(state) => state.unwrap_or_else(|| State::new(now)),
+                Err(error) => {
+                    tracing::error!("where schedule {name} stands is not known: {}", chain(&error));
+                    State::new(now)
+                }
+            };
+            let missed = store.missed_moments(name.clone()).await.unwrap_or_default();
+            self.entries.insert(name.clone(), Entry { schedule, origin, version, state, missed });
+            if let Err(error) = self.pick_up(&name).await {
+                tracing::error!("the run of schedule {name} is not known: {}", chain(&error));
+            }
+        }
+        self.publish();
+    }
+
+    /// Finds the job of a run that was under way when Headrest ended.
+    async fn pick_up(&mut self, name: &ScheduleName) -> Result<(), StoreError> {
+        let Some(entry) = self.entries.get(name) else { return Ok(()) };
+        let store = &self.context.store;
+        let Some(run) = &entry.state.run else { return Ok(()) };
+        match run.step {
+            Step::Starting => {
+                if let Some(job) = store.job_with_key(key(entry)).await? {
+                    self.started(name, &job).await;
+                }
+            }
+            Step::Running { job } => match store.job(job).await? {
+                Some(job) => self.follow(name, job.id),
+                None => self.on_end(name, job, None).await,
+            },
+            Step::Held { .. } | Step::Retrying { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Decides for every schedule, and acts. Answers whether all of it could be written down.
+    async fn look(&mut self) -> bool {
+        let mut written = true;
+        let names: Vec<ScheduleName> = self.entries.keys().cloned().collect();
+        for name in names {
+            let Some(entry) = self.entries.get(&name) else { continue };
+            let now = clock::now();
+            let turn = entry.schedule.tick(
+                &entry.state,
+                now,
+                &world::look(&self.context, &entry.schedule),
+            );
+            let changed = turn.state != entry.state || !turn.told.is_empty();
+            // What is not written down is not done.
+            if changed && !self.turn(&name, turn.state, turn.told).await {
+                written = false;
+                continue;
+            }
+            if turn.start {
+                self.start(&name).await;
+            }
+        }
+        written
+    }
+
+    /// Writes a turn down, then says it. Answers whether it is written.
+    async fn turn(&mut self, name: &ScheduleName, state: State, told: Vec<Told>) -> bool {
+        let Some(entry) = self.entries.get_mut(name) else { return false };
+        let (store, now) = (&self.context.store, clock::now());
+        let write = store.schedule_turn(
+            name.clone(),
+            timing(&entry.schedule),
+            state.clone(),
+            told.clone(),
+            now,
+        );
+        if let Err(error) = write.await {
+            tracing::error!("where schedule {name} stands is not written: {}", chain(&error));
+            return false;
+        }
+        entry.state = state;
+        for Told { verdict, slots, reason } in told {
+            let (last, count) = (slots.last, slots.count);
+            match verdict {
+                Verdict::Missed => {
+                    entry.missed += count;
+                    tracing::warn!(
+                        schedule = %name, count, "schedule {name}: the run of {last} was missed: {reason}"
+                    );
+                }
+                Verdict::Run | Verdict::Coalesced | Verdict::Skipped => {
+                    tracing::info!(
+                        schedule = %name, count, "schedule {name}: {last} is {verdict}: {reason}"
+                    );
+                }
+            }
+        }
+        true
+    }
+
+    async fn start(&mut self, name: &ScheduleName) {
+        let Some(entry) = self.entries.get(name) else { return };
+        let submission = Submission {
+            spec: spec(&entry.schedule),
+            trigger: Trigger::Schedule(name.to_string()),
+            by: BY.to_owned(),
+            on_conflict: OnConflict::Queue,
+            idempotency_key: Some(key(entry)),
+        };
+        match self.jobs.submit(submission).await {
+            Ok(job) => self.started(name, &job).await,
+            // The next start finds that it was to be started.
+            Err(Denied::ShuttingDown) => {}
+            Err(denied) => {
+                tracing::warn!(schedule = %name, "schedule {name} cannot start its job: {denied}");
+                let Some(entry) = self.entries.get(name) else { return };
+                let state = entry.state.clone().refused(denied.to_string());
+                self.turn(name, state, Vec::new()).await;
+            }
+        }
+    }
+
+    async fn started(&mut self, name: &ScheduleName, job: &Job) {
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        let (state, told) = entry.state.clone().started(job.id);
+        // It runs, whether that can be written or not.
+        entry.state = state.clone();
+        self.turn(name, state, told.into_iter().collect()).await;
+        self.follow(name, job.id);
+    }
+
+    fn follow(&mut self, name: &ScheduleName, job: JobId) {
+        let (jobs, name) = (self.jobs.clone(), name.clone());
+        self.ends.spawn(async move {
+            let ended = jobs.finished(job).await.ok();
+            (name, job, ended.and_then(|job| job.state.outcome()))
+        });
+    }
+
+    async fn on_end(&mut self, name: &ScheduleName, job: JobId, outcome: Option<Outcome>) {
+        if self.context.shutdown.is_cancelled() {
+            // The next start sees how it ended.
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        let outcome = outcome.unwrap_or(Outcome::Interrupted);
+        let ended = entry.state.clone().ended(&entry.schedule, job, outcome, clock::now());
+        let Some((state, next)) = ended else { return };
+        entry.state = state.clone();
+        self.turn(name, state, Vec::new()).await;
+        match next {
+            Next::Served => {}
+            Next::Again(at) => {
+                tracing::warn!(schedule = %name, "schedule {name}: job {job} {outcome}; again at {at}");
+            }
+            Next::GivenUp => {
+                tracing::error!(
+                    schedule = %name, "schedule {name}: job {job} {outcome}, and it is not tried again"
+                );
+            }
+        }
+    }
+
+    async fn take(&mut self, command: Command) {
+        // Whoever asked may have gone; what was done is done.
+        match command {
+            Command::Create(schedule, by, reply) => {
+                let _ = reply.send(self.create(*schedule, &by).await);
+            }
+            Command::Replace(schedule, expected, by, reply) => {
+                let _ = reply.send(self.replace(*schedule, &expected, &by).await);
+            }
+            Command::Delete(name, expected, by, reply) => {
+                let _ = reply.send(self.delete(&name, &expected, &by).await);
+            }
+            Command::Pause(name, paused, by, reply) => {
+                let _ = reply.send(self.pause(&name, paused, &by).await);
+            }
+            Command::Run(name, by, reply) => {
+                let _ = reply.send(self.run_now(&name, &by).await);
+            }
+        }
+    }
+
+    async fn create(&mut self, schedule: Schedule, by: &str) -> Result<View, ScheduleError> {
+        if self.entries.contains_key(&schedule.name) {
+            return Err(ScheduleError::Exists(schedule.name));
+        }
+        self.put(schedule, 1, State::new(clock::now()), by, "schedule.create").await
+    }
+
+    async fn replace(
+        &mut self,
+        schedule: Schedule,
+        expected: &Expected,
+        by: &str,
+    ) -> Result<View, ScheduleError> {
+        let entry = self.changeable(&schedule.name, expected)?;
+        let now = clock::now();
+        // A job that runs is not forgotten, and what has been decided stays so.
+        let same = timing(&entry.schedule) == timing(&schedule);
+        let state = State {
+            decided: if same { entry.state.decided } else { entry.state.decided.max(now) },
+            ..entry.state.clone()
+        };
+        let version = entry.version + 1;
+        self.put(schedule, version, state, by, "schedule.change").await
+    }
+
+    async fn put(
+        &mut self,
+        schedule: Schedule,
+        version: u32,
+        state: State,
+        by: &str,
+        action: &'static str,
+    ) -> Result<View, ScheduleError> {
+        let (name, now) = (schedule.name.clone(), clock::now());
+        let detail = format!(
+            "{} of {} at {} ({})",
+            schedule.kind, schedule.stanza, schedule.cron, schedule.timezone
+        );
+        let store = &self.context.store;
+        let stored = StoredSchedule { schedule: schedule.clone(), version };
+        store.keep_schedule(stored, timing(&schedule), state.clone(), now).await?;
+        store.audit(now, by.to_owned(), action, name.to_string(), detail).await?;
+        let missed = self.entries.get(&name).map_or(0, |entry| entry.missed);
+        let entry = Entry { schedule, origin: Origin::Api, version, state, missed };
+        let view = entry.view();
+        self.entries.insert(name, entry);
+        self.publish();
+        Ok(view)
+    }
+
+    async fn delete(
+        &mut self,
+        name: &ScheduleName,
+        expected: &Expected,
+        by: &str,
+    ) -> Result<(), ScheduleError> {
+        self.changeable(name, expected)?;
+        let store = &self.context.store;
+        store.forget_schedule(name.clone()).await?;
+        let subject = name.to_string();
+        store.audit(clock::now(), by.to_owned(), "schedule.delete", subject, String::new()).await?;
+        self.entries.remove(name);
+        self.publish();
+        Ok(())
+    }
+
+    async fn pause(
+        &mut self,
+        name: &ScheduleName,
+        paused: bool,
+        by: &str,
+    ) -> Result<View, ScheduleError> {
+        let entry = self.entry(name)?;
+        let state = State { paused, ..entry.state.clone() };
+        let (timing, store, now) = (timing(&entry.schedule), &self.context.store, clock::now());
+        store.schedule_turn(name.clone(), timing, state.clone(), Vec::new(), now).await?;
+        let action = if paused { "schedule.pause" } else { "schedule.resume" };
+        store.audit(now, by.to_owned(), action, name.to_string(), String::new()).await?;
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.state = state;
+        }
+        self.publish();
+        self.entry(name).map(Entry::view)
+    }
+
+    async fn run_now(&mut self, name: &ScheduleName, by: &str) -> Result<Job, ScheduleError> {
+        let entry = self.entry(name)?;
+        let submission = Submission {
+            spec: spec(&entry.schedule),
+            trigger: Trigger::Schedule(name.to_string()),
+            by: by.to_owned(),
+            on_conflict: OnConflict::Refuse,
+            idempotency_key: None,
+        };
+        Ok(self.jobs.submit(submission).await?)
+    }
+
+    fn entry(&self, name: &ScheduleName) -> Result<&Entry, ScheduleError> {
+        self.entries.get(name).ok_or_else(|| ScheduleError::NoSuch(name.to_string()))
+    }
+
+    fn changeable(
+        &self,
+        name: &ScheduleName,
+        expected: &Expected,
+    ) -> Result<&Entry, ScheduleError> {
+        let entry = self.entry(name)?;
+        match (entry.origin, expected) {
+            (Origin::File | Origin::Default, _) => {
+                Err(ScheduleError::ReadOnly { name: name.clone(), origin: entry.origin })
+            }
+            (Origin::Api, Expected::OneOf(versions)) if !versions.contains(&entry.version) => {
+                Err(ScheduleError::Changed { name: name.clone(), version: entry.version })
+            }
+            (Origin::Api, Expected::Any | Expected::OneOf(_)) => Ok(entry),
+        }
+    }
+
+    fn publish(&self) {
+        let views: Vec<View> = self.entries.values().map(Entry::view).collect();
+        self.publish.send_if_modified(|known| {
+            let changed = **known != views;
+            if changed {
+                *known = Arc::new(views);
+            }
+            changed
+        });
+    }
+}
+
+impl Entry {
+    fn view(&self) -> View {
+        let next = self.schedule.next_due(self.state.decided).filter(|_| !self.state.paused);
+        View {
+            schedule: self.schedule.clone(),
+            origin: self.origin,
+            version: self.version,
+            state: self.state.clone(),
+            next,
+            missed: self.missed,
+        }
+    }
+}
+
+/// What a schedule's state is about: with another one its moments are others.
+fn timing(schedule: &Schedule) -> String {
+    format!("{} {}", schedule.cron, schedule.timezone)
+}
+
+/// By this a run's job is found again.
+fn key(entry: &Entry) -> String {
+    let (slot, tries): (Timestamp, u8) = match &entry.state.run {
+        Some(run) => (run.slot, run.attempts),
+        None => (entry.state.decided, 0),
+    };
+    format!("schedule:{}:{}:{tries}", entry.schedule.name, slot.as_second())
+}
+
+/// The job of a schedule.
+fn spec(schedule: &Schedule) -> JobSpec {
+    let (stanza, repo) = (schedule.stanza.clone(), schedule.repo);
+    let backup = |backup_type| {
+        JobSpec::Backup(BackupSpec {
+            stanza: schedule.stanza.clone(),
+            repo,
+            backup_type,
+            annotations: Annotations::default(),
+            options: BackupOptions::default(),
+        })
+    };
+    match schedule.kind {
+        ScheduleKind::Full => backup(BackupType::Full),
+        ScheduleKind::Diff => backup(BackupType::Diff),
+        ScheduleKind::Incr => backup(BackupType::Incr),
+        ScheduleKind::Expire => {
+            JobSpec::Expire(ExpireSpec { stanza, set: None, repo, dry_run: false })
+        }
+        ScheduleKind::Verify => JobSpec::Verify(VerifySpec { stanza, set: None, repo }),
+        ScheduleKind::Check => JobSpec::Check { stanza },
+    }
+}
