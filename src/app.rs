@@ -26,7 +26,8 @@ use crate::http::{self, AppState, Auth};
 use crate::jobs::archive::Archives;
 use crate::jobs::context::{ServerSide, Wake};
 use crate::jobs::journal::Journals;
-use crate::jobs::{self, Catalog, Context, JobsHandle, Planner, Wal};
+use crate::jobs::retention::Retention;
+use crate::jobs::{self, Catalog, Context, JobsHandle, Keeper, Planner, Wal};
 use crate::metrics::Metrics;
 use crate::monitor::{self, MonitorHandle};
 use crate::notify::{self, Notifier};
@@ -198,6 +199,7 @@ async fn serve(
         server,
         store: store.clone(),
         journals,
+        retention: Retention::new(config.retention.clone(), side.options_by_stanza),
         wake,
         shutdown: shutdown.clone(),
         hurry: hurry.clone(),
@@ -234,6 +236,7 @@ async fn serve(
         postgres: postgres.clone(),
         planner,
         wal: Wal::new(context.clone()),
+        keeper: Keeper::new(context.clone()),
         scheduler,
         monitor,
         fence_dir: context.server.as_ref().map(|side| side.fence_dir.clone()),

@@ -10,6 +10,7 @@ mod layers;
 mod metrics;
 mod notify;
 mod reader;
+mod retention;
 mod schedules;
 mod sections;
 
@@ -23,6 +24,7 @@ pub use metrics::MetricsConfig;
 pub use notify::{Channel, NotifyConfig, SecretUrl, TargetKind};
 pub(crate) use reader::is_secret_option;
 pub use reader::{Origin, Shown};
+pub use retention::RetentionConfig;
 pub use schedules::SchedulesConfig;
 pub use sections::{
     Auth, BackupsConfig, LogFormat, PgbackrestConfig, PostgresConfig, ServerConfig, ShortRoutes,
@@ -53,6 +55,8 @@ pub struct Config {
     pub metrics: MetricsConfig,
     /// What the container was told, when this is the container's service.
     pub contract: Option<Contract>,
+    /// Which backups stay.
+    pub retention: RetentionConfig,
     /// The stanzas, the supervised server's first.
     pub stanzas: Vec<StanzaConfig>,
     /// How health is judged.
@@ -111,6 +115,7 @@ impl Config {
         let pgbackrest = sections::pgbackrest(&mut reader);
         let metrics = metrics::metrics(&mut reader);
         let stanzas = sections::stanzas(&mut reader);
+        let retention = retention::retention(&mut reader);
         let schedules = schedules::schedules(&mut reader, &stanzas);
         let notify = notify::targets(&mut reader, &stanzas);
         sections::check_places(&mut reader, &state_dir, postgres.as_ref());
@@ -127,6 +132,7 @@ impl Config {
             pgbackrest,
             metrics,
             contract: None,
+            retention,
             stanzas,
             health,
             schedules,
@@ -254,6 +260,10 @@ mod tests {
             ("[postgres]\nstop_timeout = \"5 parsecs\"", "stop_timeout"),
             ("listen = \"nowhere\"", "listen"),
             ("listen = [", "headrest.toml"),
+            ("[retention]\ndaily = 1001", "retention.daily: is not from 0 to 1000"),
+            ("[retention]\nweekly = \"x\"", "retention.weekly"),
+            ("[retention]\ntimezone = \"Mars/Base\"", "retention.timezone"),
+            ("[retention]\nhourly = 3", "retention.hourly: unknown key"),
             ("[[schedule]]\nname = \"x\"\ntype = \"full\"", "schedule[0].cron: is missing"),
             ("[[schedule]]\nname = \"x\"\ncorn = \"@daily\"", "schedule[0].corn: unknown key"),
         ];

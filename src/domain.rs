@@ -15,6 +15,7 @@ pub mod recovery;
 pub mod repo;
 pub mod restart;
 pub mod restore;
+pub mod retention;
 pub mod schedule;
 pub mod stanza;
 pub mod timeline;

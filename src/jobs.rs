@@ -3,11 +3,13 @@
 //! [`queue`] is the one task that changes a job's state; `worker` and `restore` carry jobs out;
 //! [`recorder`] stores what they say before anybody is told. Knows nothing of HTTP.
 
+mod annotate;
 pub mod archive;
 pub mod boot;
 pub mod bootstrap;
 pub mod catalog;
 pub mod context;
+mod expire;
 pub mod first_start;
 pub mod heartbeat;
 pub mod journal;
@@ -15,8 +17,10 @@ pub mod plans;
 pub mod queue;
 pub mod recorder;
 mod restore;
+pub mod retention;
 pub mod submission;
 pub mod tally;
+mod verify;
 pub mod wal;
 mod worker;
 
@@ -24,5 +28,6 @@ pub use catalog::Catalog;
 pub use context::Context;
 pub use plans::Planner;
 pub use queue::{JobsHandle, LaneView};
+pub use retention::Keeper;
 pub use submission::{Denied, Submission};
 pub use wal::Wal;

@@ -11,4 +11,5 @@ pub mod info;
 pub mod listing;
 pub mod log;
 pub mod runner;
+pub mod verify;
 pub mod version;

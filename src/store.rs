@@ -9,6 +9,7 @@ mod idempotency;
 mod jobs;
 mod outbox;
 mod recovery;
+mod retention;
 mod rows;
 mod schedules;
 mod tally;
@@ -25,6 +26,7 @@ pub use conditions::Condition;
 pub use idempotency::{Claim, StoredAnswer};
 pub use jobs::{JobFilter, NewEvent, StoredEvent};
 pub use outbox::{FailedAttempt, MOST_WAITING, NewNotice, Notice, TargetRecord};
+pub use retention::Verified;
 pub use schedules::{StoredSchedule, StoredVerdict};
 pub use tally::EndedJob;
 

@@ -9,7 +9,7 @@ use super::Misconfigured;
 use super::identity::User;
 use crate::config::{Config, Environment};
 use crate::domain::StanzaName;
-use crate::pgbackrest::conf::{self, Defaults, UserOptions};
+use crate::pgbackrest::conf::{self, ALL_FULLS, Defaults, TWO_FULLS, UserOptions};
 use crate::pgbackrest::runner::Tool;
 use crate::pgbackrest::version::Version;
 use crate::postgres::install::is_executable;
@@ -22,6 +22,8 @@ pub(super) struct Side {
     pub(super) tool: Tool,
     /// What the user configured for the stanza.
     pub(super) options: UserOptions,
+    /// The same for every stanza.
+    pub(super) options_by_stanza: BTreeMap<StanzaName, UserOptions>,
     /// What it is told about the server.
     pub(super) defaults: Option<Defaults>,
     /// What PostgreSQL must have in its environment, so that its archive_command means the same.
@@ -42,6 +44,10 @@ pub(super) fn find(
         files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let ours = config.pgbackrest_env.iter().cloned();
     let options = UserOptions::parse(&files, ours, stanza);
+    let of_stanza = |name: &StanzaName| {
+        (name.clone(), UserOptions::parse(&files, config.pgbackrest_env.iter().cloned(), name))
+    };
+    let options_by_stanza = config.stanzas.iter().map(|stanza| of_stanza(&stanza.name)).collect();
     let (mut added, mut defaults) = (BTreeMap::new(), None);
     if let Some(postgres) = &config.postgres {
         if let Some(pg_path) = options.get("pg1-path")
@@ -59,6 +65,7 @@ pub(super) fn find(
             pg_port: postgres.port,
             pg_socket_dir: postgres.socket_dir.as_ref().map(|dir| dir.display().to_string()),
             pg_user: Some(postgres.superuser.clone()),
+            retention_full: if config.retention.policy.is_set() { ALL_FULLS } else { TWO_FULLS },
         };
         added = conf::environment(&about, &options);
         defaults = Some(about);
@@ -71,7 +78,7 @@ pub(super) fn find(
     env.extend(config.pgbackrest_env.iter().cloned());
     // Log lines are read as UTC.
     env.insert("TZ".to_owned(), "UTC".to_owned());
-    Ok(Side { tool: Tool { binary, env }, options, defaults, postgres_env })
+    Ok(Side { tool: Tool { binary, env }, options, options_by_stanza, defaults, postgres_env })
 }
 
 /// Asks the tool for its version. Without an answer everything else still runs, and says why

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::words::words;
-use super::{JobId, JobKind, StanzaName};
+use super::{JobId, StanzaName};
 
 pub use of_job::{of_job, of_wait};
 pub use pattern::{EventPattern, EventPatterns, InvalidPattern};
@@ -175,14 +175,6 @@ impl EventKind {
             | Self::RepoUnavailable
             | Self::ProcessCrashed
             | Self::Test => false,
-        }
-    }
-
-    /// The event of a schedule's run that was not even tried.
-    pub fn of_missed_run(kind: JobKind) -> Self {
-        match kind {
-            JobKind::Backup => Self::BackupMissed,
-            JobKind::Restore | JobKind::Check | JobKind::StanzaCreate => Self::ScheduleMissed,
         }
     }
 }

@@ -11,7 +11,9 @@
 //! ```
 //! A final state never changes again. Must not know how a job is carried out.
 
+mod result;
 mod spec;
+mod upkeep;
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,9 +24,10 @@ use uuid::Uuid;
 
 use super::restore::Phase;
 use super::words::{UnknownWord, words};
-use super::{BackupLabel, BackupType, Lsn, RepoKey, Timeline};
 
+pub use result::{BackupResult, RestoreResult};
 pub use spec::{BackupOptions, BackupSpec, JobSpec, RestoreSpec};
+pub use upkeep::{AnnotateSpec, ExpireResult, ExpireSpec, Removed, VerifyResult, VerifySpec};
 
 /// A job's identifier: a UUID of version 7, so that ids sort by time of creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -65,6 +68,12 @@ words! {
         Check = "check",
         /// `pgbackrest stanza-create`
         StanzaCreate = "stanza-create",
+        /// `pgbackrest verify`, and a look for gaps in the WAL.
+        Verify = "verify",
+        /// What retention says, by `pgbackrest expire`.
+        Expire = "expire",
+        /// `pgbackrest annotate`
+        Annotate = "annotate",
     }
 }
 
@@ -267,8 +276,13 @@ pub fn admit(new: &JobSpec, running: JobKind, on_conflict: OnConflict) -> Admiss
         (OnConflict::Cancel, JobKind::Restore, _) => Admission::CancelAndWait,
         (
             OnConflict::Cancel,
-            JobKind::Backup | JobKind::Check | JobKind::StanzaCreate,
-            JobKind::Backup | JobKind::Check | JobKind::StanzaCreate,
+            JobKind::Backup
+            | JobKind::Check
+            | JobKind::StanzaCreate
+            | JobKind::Verify
+            | JobKind::Expire
+            | JobKind::Annotate,
+            _,
         ) => Admission::Refuse,
     }
 }
@@ -296,50 +310,10 @@ pub enum JobResult {
     Backup(BackupResult),
     /// A restore.
     Restore(RestoreResult),
-}
-
-/// The backup that a job made, as `pgbackrest info` lists it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct BackupResult {
-    /// The new backup's label.
-    pub label: BackupLabel,
-    /// Its real type.
-    pub backup_type: BackupType,
-    /// The repository it is in.
-    pub repo: Option<RepoKey>,
-    /// Bytes of the database.
-    pub size_bytes: Option<u64>,
-    /// Bytes copied for this backup.
-    pub delta_bytes: Option<u64>,
-    /// Bytes that this backup added to the repository.
-    pub repo_delta_bytes: Option<u64>,
-    /// Whether page checksum errors were found.
-    pub page_errors: bool,
-    /// When the backup began.
-    pub started_at: Option<Timestamp>,
-    /// When the backup ended: it can be restored to any moment from here on.
-    pub stopped_at: Option<Timestamp>,
-}
-
-/// What a restore reached.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct RestoreResult {
-    /// The backup set that was restored.
-    pub set: Option<BackupLabel>,
-    /// The repository it came from.
-    pub repo: Option<RepoKey>,
-    /// The timeline that PostgreSQL is on now.
-    pub timeline: Option<Timeline>,
-    /// The last position that was replayed.
-    pub replayed_lsn: Option<Lsn>,
-    /// The commit time of the last transaction that was replayed.
-    pub last_commit_at: Option<Timestamp>,
-    /// Bytes of the set, restored.
-    #[serde(default)]
-    pub size_bytes: Option<u64>,
-    /// From the stop of the server until clients could write again.
-    #[serde(default)]
-    pub downtime_ms: Option<u64>,
+    /// A verification.
+    Verify(VerifyResult),
+    /// An expire.
+    Expire(ExpireResult),
 }
 
 /// Why a job failed.

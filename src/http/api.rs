@@ -10,8 +10,10 @@ pub(super) mod notifications;
 pub(super) mod plans;
 pub(super) mod processes;
 pub(super) mod restores;
+pub(super) mod retention;
 pub(super) mod schedules;
 pub(super) mod stanzas;
+pub(super) mod upkeep;
 pub(super) mod version;
 pub(super) mod wal;
 

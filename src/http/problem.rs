@@ -14,8 +14,6 @@ use crate::domain::words::words;
 use crate::jobs::Denied;
 use crate::jobs::catalog::Unavailable;
 use crate::jobs::plans::{PlanError, Stale};
-use crate::jobs::wal::WalError;
-use crate::postgres::supervisor::Refusal;
 use crate::store::StoreError;
 
 words! {
@@ -37,6 +35,12 @@ words! {
         NoSuchStanza = "no-such-stanza",
         /// No such backup.
         NoSuchBackup = "no-such-backup",
+        /// The backup, or one that builds upon it, is pinned.
+        BackupPinned = "backup-pinned",
+        /// The backup cannot be spared at present.
+        BackupInUse = "backup-in-use",
+        /// Pins are turned off.
+        PinsOff = "pins-off",
         /// No such job.
         NoSuchJob = "no-such-job",
         /// No such process.
@@ -133,6 +137,9 @@ impl ErrorCode {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::LaneBusy
+            | Self::BackupPinned
+            | Self::BackupInUse
+            | Self::PinsOff
             | Self::JobEnded
             | Self::TooLateToCancel
             | Self::PostgresRunning
@@ -177,6 +184,9 @@ impl ErrorCode {
             Self::NotFound => "No such path",
             Self::NoSuchStanza => "No such stanza",
             Self::NoSuchBackup => "No such backup",
+            Self::BackupPinned => "The backup is pinned",
+            Self::BackupInUse => "The backup cannot be spared",
+            Self::PinsOff => "Backups cannot be pinned here",
             Self::NoSuchJob => "No such job",
             Self::NoSuchProcess => "No such process",
             Self::NoSuchNotification => "No such target of notifications",
@@ -468,23 +478,6 @@ impl From<Stale> for Problem {
     }
 }
 
-impl From<WalError> for Problem {
-    fn from(error: WalError) -> Self {
-        let detail = error.to_string();
-        match error {
-            WalError::NotSupervised(stanza) => Denied::NotSupervised(stanza).into(),
-            WalError::NotReady(_) | WalError::Query(_) => {
-                Self::new(ErrorCode::PostgresUnavailable, detail)
-            }
-            WalError::PointExists(_) => Self {
-                field: Some("name".to_owned()),
-                ..Self::new(ErrorCode::RestorePointExists, detail)
-            },
-            WalError::Store(error) => error.into(),
-        }
-    }
-}
-
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         // The client learns no paths; whoever reads the log does.
@@ -498,23 +491,5 @@ impl From<Unavailable> for Problem {
         tracing::warn!("{error}");
         Self::new(ErrorCode::RepositoryUnavailable, error.reason)
             .hint("Run `pgbackrest info` by hand; Headrest's log has the whole message.")
-    }
-}
-
-impl From<Refusal> for Problem {
-    fn from(refusal: Refusal) -> Self {
-        let detail = refusal.to_string();
-        match refusal {
-            Refusal::Fenced(job) => {
-                Self { job: Some(job), ..Self::new(ErrorCode::PostgresFenced, detail) }
-            }
-            Refusal::Running => Self::new(ErrorCode::PostgresRunning, detail),
-            Refusal::NotRunning => Self::new(ErrorCode::PostgresStopped, detail),
-            Refusal::Stopping => {
-                Self::new(ErrorCode::PostgresStopped, detail).hint("Ask again when it has stopped.")
-            }
-            Refusal::NotSupervised => Self::new(ErrorCode::PostgresNotSupervised, detail),
-            Refusal::ShuttingDown => Self::new(ErrorCode::ShuttingDown, detail),
-        }
     }
 }

@@ -10,7 +10,7 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use super::api::{
     audit, backups, decisions, events, health, jobs, notifications, plans, processes, restores,
-    schedules, stanzas, version, wal,
+    retention, schedules, stanzas, upkeep, version, wal,
 };
 use super::middleware::{etag, guard, idempotency, measure, outermost};
 use super::problem::{ErrorCode, Problem};
@@ -28,7 +28,10 @@ pub(super) fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(stanzas::info))
         .routes(routes!(stanzas::check))
         .routes(routes!(backups::list, backups::create))
-        .routes(routes!(backups::show))
+        .routes(routes!(backups::show, retention::remove, retention::change))
+        .routes(routes!(retention::preview))
+        .routes(routes!(upkeep::verify))
+        .routes(routes!(upkeep::expire))
         .routes(routes!(wal::window))
         .routes(routes!(wal::show))
         .routes(routes!(wal::switch))

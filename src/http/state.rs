@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::auth::Auth;
 use crate::config::ShortRoutes;
 use crate::domain::StanzaName;
-use crate::jobs::{Catalog, JobsHandle, Planner, Wal};
+use crate::jobs::{Catalog, JobsHandle, Keeper, Planner, Wal};
 use crate::metrics::Metrics;
 use crate::monitor::MonitorHandle;
 use crate::notify::Notifier;
@@ -33,6 +33,8 @@ pub struct Shared {
     pub planner: Planner,
     /// The server's WAL.
     pub wal: Wal,
+    /// Which backups stay, and pins.
+    pub keeper: Keeper,
     /// Schedules.
     pub scheduler: SchedulerHandle,
     /// Health.

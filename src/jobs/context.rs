@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::archive::Archives;
 use super::catalog::Catalog;
 use super::journal::Journals;
+use super::retention::Retention;
 use crate::domain::StanzaName;
 use crate::pgbackrest::conf::{self, Defaults, UserOptions};
 use crate::pgbackrest::runner::Tool;
@@ -70,6 +71,8 @@ pub struct Context {
     pub store: Store,
     /// Restore journals.
     pub journals: Journals,
+    /// What is configured of retention.
+    pub retention: Retention,
     /// Tells everybody who follows events that there are new ones.
     pub wake: Wake,
     /// Headrest is stopping: jobs end now.

@@ -222,6 +222,25 @@ pub struct Look {
     pub windows: Arc<[Window]>,
 }
 
+impl Look {
+    fn of(ground: Ground) -> Self {
+        let mut windows: Vec<Window> = Vec::new();
+        for (repo, archive) in &ground.archives {
+            let mut of_repo = ground.catalogue.clone();
+            of_repo.sets.retain(|set| set.repo == *repo);
+            of_repo.archived = archive.segments.clone();
+            windows.extend(window::windows(&of_repo));
+        }
+        windows.sort_by_key(|window| (std::cmp::Reverse(window.timeline), window.repo));
+        Self { ground: Arc::new(ground), windows: windows.into() }
+    }
+}
+
+/// Looks at everything anew, for a job.
+pub(super) async fn look_now(context: &Context, stanza: &StanzaName) -> Result<Look, PlanError> {
+    facts::look_anew(context, stanza).await.map(Look::of)
+}
+
 impl Planner {
     /// A planner without plans.
     pub fn new(context: Context) -> Self {
@@ -340,16 +359,7 @@ impl Planner {
             return Ok(look.clone());
         }
         let at = Instant::now();
-        let ground = facts::look(&self.context, stanza).await?;
-        let mut windows: Vec<Window> = Vec::new();
-        for (repo, archive) in &ground.archives {
-            let mut of_repo = ground.catalogue.clone();
-            of_repo.sets.retain(|set| set.repo == *repo);
-            of_repo.archived = archive.segments.clone();
-            windows.extend(window::windows(&of_repo));
-        }
-        windows.sort_by_key(|window| (std::cmp::Reverse(window.timeline), window.repo));
-        let look = Look { ground: Arc::new(ground), windows: windows.into() };
+        let look = Look::of(facts::look(&self.context, stanza).await?);
         looks.insert(stanza.clone(), (at, look.clone()));
         Ok(look)
     }

@@ -11,12 +11,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::bootstrap;
 use super::context::Context;
 use super::recorder::{Recorder, event};
 use super::restore::{self, Begin};
-use super::submission::{Denied, LONGEST_QUEUE, Submission};
+use super::submission::{Denied, LONGEST_QUEUE, Submission, deed};
 use super::worker::{self, Ended};
+use super::{annotate, bootstrap, expire, verify};
 use crate::clock;
 use crate::domain::StanzaName;
 use crate::domain::job::{
@@ -256,18 +256,8 @@ impl Queue {
             job.id = %job.id, job.kind = %job.spec.kind(), stanza.name = %stanza, by = %job.by,
             "accepted {} job {} for stanza {stanza}", job.spec.kind(), job.id
         );
-        if let JobSpec::Restore(restore) = &job.spec {
-            let accept: Vec<&str> = restore.accept.iter().map(|id| id.as_str()).collect();
-            let accepted = match accept.as_slice() {
-                [] => String::new(),
-                some => format!(", accepting {}", some.join(", ")),
-            };
-            let what = match restore.undoes {
-                Some(undone) => format!("undo of {undone}"),
-                None => format!("to {}", restore.target),
-            };
-            let detail = format!("job {}, {what}{accepted}", job.id);
-            self.audit(&job.by, "restore.begin", stanza.to_string(), detail).await?;
+        if let Some((action, detail)) = deed(&job) {
+            self.audit(&job.by, action, stanza.to_string(), detail).await?;
         }
         let lane = self.lanes.entry(stanza).or_default();
         if lane.running.is_none() {
@@ -461,6 +451,9 @@ async fn carry_out(
         JobSpec::StanzaCreate { stanza } => {
             worker::stanza_create(&context, stanza, &mut recorder, &cancel).await
         }
+        JobSpec::Verify(spec) => verify::run(&context, spec, &mut recorder, &cancel).await,
+        JobSpec::Expire(spec) => expire::run(&context, spec, &mut recorder, &cancel).await,
+        JobSpec::Annotate(spec) => annotate::run(&context, spec, &mut recorder, &cancel).await,
         JobSpec::Restore(spec) => {
             let begin = match resume {
                 Some((journal, action)) => Begin::Resume(Box::new(journal), action),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::domain::StanzaName;
-use crate::domain::job::{JobId, JobKind, JobSpec, JobState, OnConflict, Trigger};
+use crate::domain::job::{Job, JobId, JobKind, JobSpec, JobState, OnConflict, Trigger};
 use crate::domain::restore::{NotNow, Phase};
 use crate::store::StoreError;
 
@@ -98,4 +98,32 @@ pub enum Denied {
     /// The history cannot be written.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// What the audit says of a job that destroys something.
+pub(super) fn deed(job: &Job) -> Option<(&'static str, String)> {
+    match &job.spec {
+        JobSpec::Restore(restore) => {
+            let accept: Vec<&str> = restore.accept.iter().map(|id| id.as_str()).collect();
+            let accepted = match accept.as_slice() {
+                [] => String::new(),
+                some => format!(", accepting {}", some.join(", ")),
+            };
+            let what = match restore.undoes {
+                Some(undone) => format!("undo of {undone}"),
+                None => format!("to {}", restore.target),
+            };
+            Some(("restore.begin", format!("job {}, {what}{accepted}", job.id)))
+        }
+        JobSpec::Expire(expire) => {
+            // What goes by the rules is nobody's deed.
+            let set = expire.set.as_ref().filter(|_| !expire.dry_run)?;
+            Some(("backup.expire", format!("job {}, {set} and what builds upon it", job.id)))
+        }
+        JobSpec::Backup(_)
+        | JobSpec::Check { .. }
+        | JobSpec::StanzaCreate { .. }
+        | JobSpec::Verify(_)
+        | JobSpec::Annotate(_) => None,
+    }
 }

@@ -8,13 +8,17 @@ use tokio_util::sync::CancellationToken;
 use super::catalog::{Freshness, Observation};
 use super::context::Context;
 use super::recorder::Recorder;
-use crate::domain::job::{BackupResult, BackupSpec, JobError, JobResult, JobSpec, Outcome};
+use crate::domain::job::{
+    BackupResult, BackupSpec, ExpireSpec, JobError, JobResult, JobSpec, Outcome,
+};
 use crate::domain::{BackupLabel, BackupType, StanzaName};
-use crate::pgbackrest::command::{Backup, Check, Invocation, StanzaCreate};
+use crate::pgbackrest::command::{Backup, Check, Invocation, StanzaCreate, archive_command};
 use crate::pgbackrest::exit::{self, Context as ExitContext};
 use crate::pgbackrest::info::{self, BackupKind};
 use crate::pgbackrest::log::Level;
-use crate::pgbackrest::runner::Stopping;
+use crate::pgbackrest::runner::{Sink, Stopping};
+use crate::postgres::client::Connection;
+use crate::postgres::supervisor::Archiving;
 use crate::process::{End, SpawnError};
 
 /// How often a running backup's size is asked for, where `info` knows it.
@@ -75,7 +79,10 @@ pub(super) async fn backup(
     match judge(context, ExitContext::Backup, ended, recorder, cancel) {
         Err(ended) => ended,
         Ok(()) => match after {
-            Ok(seen) => finished_backup(spec, &before, &seen, recorder).await,
+            Ok(seen) => {
+                let done = finished_backup(spec, &before, &seen, recorder).await;
+                then_expire(context, spec, done, recorder, cancel).await
+            }
             Err(error) => Ended {
                 error: Some(problem(
                     "repository-unavailable",
@@ -88,6 +95,33 @@ pub(super) async fn backup(
     }
 }
 
+/// What pgBackRest does by itself after a backup (`expire-auto`), done here because it knows nothing
+/// of pins. The backup is done, whatever comes of it.
+async fn then_expire(
+    context: &Context,
+    spec: &BackupSpec,
+    done: Ended,
+    recorder: &mut Recorder,
+    cancel: &CancellationToken,
+) -> Ended {
+    let options = context.retention.options.get(&spec.stanza);
+    let auto = options.and_then(|options| options.get_for("backup", "expire-auto"));
+    if done.result.is_none() || auto == Some("n") {
+        return done;
+    }
+    let expire =
+        ExpireSpec { stanza: spec.stanza.clone(), set: None, repo: spec.repo, dry_run: false };
+    match super::expire::run(context, &expire, recorder, cancel).await.error {
+        None => done,
+        Some(error) => {
+            let message = format!("the backup is done, but expiring failed: {}", error.message);
+            recorder.say(Level::Warn, message.clone()).await;
+            let error = JobError { code: "expire-failed".to_owned(), message, ..error };
+            Ended { error: done.error.or(Some(error)), outcome: Some(Outcome::Warned), ..done }
+        }
+    }
+}
+
 pub(super) async fn check(
     context: &Context,
     stanza: &StanzaName,
@@ -97,9 +131,42 @@ pub(super) async fn check(
     let invocation = Check { stanza }.invocation();
     let ended = command(context, stanza, &invocation, recorder, cancel, None).await;
     match judge(context, ExitContext::Check, ended, recorder, cancel) {
-        Ok(()) => Ended::with(Outcome::Succeeded),
+        Ok(()) => match archives_elsewhere(context, stanza).await {
+            None => Ended::with(Outcome::Succeeded),
+            Some(message) => Ended {
+                error: Some(problem(
+                    "archiving-misconfigured",
+                    message,
+                    &[
+                        "Remove archive_mode and archive_command from postgresql.auto.conf and from \
+                       postgres.args, and restart PostgreSQL.",
+                    ],
+                )),
+                ..Ended::with(Outcome::Warned)
+            },
+        },
         Err(ended) => ended,
     }
+}
+
+/// How the supervised server's archiving differs from what Headrest has set. That segments arrive
+/// `check` has just seen; but perhaps by another way, which a restore would not find.
+async fn archives_elsewhere(context: &Context, stanza: &StanzaName) -> Option<String> {
+    let server = context.server.as_ref().filter(|server| server.stanza == *stanza)?;
+    if server.archiving != Archiving::Ours {
+        return None;
+    }
+    let address = context.postgres.status().address?;
+    let connection = Connection::open(&address, || {}).await.ok()?;
+    let (mode, command) = connection.archiving().await.ok()?;
+    let ours = archive_command(&context.tool.binary.display().to_string(), stanza);
+    if mode != "off" && command == ours {
+        return None;
+    }
+    Some(format!(
+        "archiving works, but it is not as Headrest has set it: archive_mode is {mode} and \
+         archive_command is {command:?}, not {ours:?}"
+    ))
 }
 
 pub(super) async fn stanza_create(
@@ -150,7 +217,7 @@ fn follow_sizes(
 }
 
 /// Runs a command for a job.
-async fn command(
+pub(super) async fn command(
     context: &Context,
     stanza: &StanzaName,
     invocation: &Invocation,
@@ -159,11 +226,22 @@ async fn command(
     sizes: Option<Sizes>,
 ) -> Result<End, SpawnError> {
     recorder.next_command();
+    let mut sink = super::recorder::WithSizes { recorder, sizes };
+    follow(context, stanza, invocation, cancel, &mut sink).await
+}
+
+/// Runs a command whose lines go to `sink`.
+pub(super) async fn follow<S: Sink>(
+    context: &Context,
+    stanza: &StanzaName,
+    invocation: &Invocation,
+    cancel: &CancellationToken,
+    sink: &mut S,
+) -> Result<End, SpawnError> {
     let stop = cancel.child_token();
     let stopping = Stopping { cancel: stop.clone(), hurry: context.hurry.clone() };
     let env = context.server_env(stanza);
-    let mut sink = super::recorder::WithSizes { recorder, sizes };
-    let run = context.tool.follow(invocation, &env, None, &stopping, &mut sink);
+    let run = context.tool.follow(invocation, &env, None, &stopping, sink);
     tokio::pin!(run);
     let shutdown = async {
         context.shutdown.cancelled().await;

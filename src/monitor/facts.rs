@@ -6,16 +6,17 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::repository::Found;
 use super::{Parts, space};
-use crate::domain::StanzaName;
 use crate::domain::health::{
     ArchivingFacts, Facts, RepositoryFacts, ScheduleFacts, ServerFacts, Up,
 };
+use crate::domain::{JobKind, JobState, StanzaName};
 use crate::jobs::context::ServerSide;
 use crate::pgbackrest::command::archive_command;
 use crate::pgbackrest::info::{StanzaInfo, StanzaStatus};
 use crate::postgres::client::{ArchiveSettings, Connection};
 use crate::postgres::state::ServerState;
 use crate::postgres::supervisor::{Archiving, Making, Status};
+use crate::store::JobFilter;
 
 /// Where pgBackRest keeps locks and stop files when nobody says otherwise.
 const DEFAULT_LOCKS: &str = "/tmp/pgbackrest";
@@ -59,6 +60,7 @@ pub(super) async fn gather(
             trouble: view.state.trouble.clone(),
         })
         .collect();
+    facts.verified = verified(parts, stanza).await;
     let Some(side) = side else { return facts };
     facts.not_backed_up = match side.archiving {
         Archiving::Ours => None,
@@ -78,6 +80,31 @@ pub(super) async fn gather(
     facts.stop_file = Some(stop_file(side));
     facts.supported = supported(parts, &status);
     facts
+}
+
+/// What the newest verification that came to its end found.
+async fn verified(parts: &Parts, stanza: &StanzaName) -> Option<(Timestamp, Option<String>)> {
+    let filter = JobFilter {
+        kind: Some(JobKind::Verify),
+        stanza: Some(stanza.clone()),
+        limit: 5,
+        ..JobFilter::default()
+    };
+    let jobs = parts.context.store.jobs(filter).await.ok()?;
+    jobs.into_iter().find_map(|job| {
+        let found = match job.state {
+            JobState::Succeeded | JobState::Warned => None,
+            JobState::Failed => {
+                Some(job.error.map_or_else(|| "no reason".to_owned(), |error| error.message))
+            }
+            JobState::Queued
+            | JobState::Running
+            | JobState::Cancelling
+            | JobState::Cancelled
+            | JobState::Interrupted => return None,
+        };
+        Some((job.finished_at?, found))
+    })
 }
 
 fn up(status: &Status) -> Up {

@@ -4,9 +4,13 @@
 //! subcommand knows stand on its command line (an unknown one is an error there); what all share
 //! goes by the environment, see [`super::conf`].
 
+mod upkeep;
+
 use crate::domain::backup::{BackupLabel, BackupType};
 use crate::domain::job::BackupOptions;
 use crate::domain::{Annotations, DatabaseName, RepoKey, StanzaName, Timeline};
+
+pub use upkeep::{Annotate, Expire, Limits, Verify};
 
 /// A pgBackRest command line: arguments without the program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +79,9 @@ pub struct Backup<'a> {
 impl Backup<'_> {
     /// The command line.
     pub fn invocation(&self) -> Invocation {
-        let mut options = vec![format!("--type={}", self.backup_type)];
+        // What goes is decided by the job itself, which knows of pins (domain::retention).
+        let mut options =
+            vec![format!("--type={}", self.backup_type), switch("expire-auto", false)];
         options.extend(self.repo.map(|repo| format!("--repo={repo}")));
         options.extend(self.options.process_max.map(|n| format!("--process-max={n}")));
         options.extend(self.options.start_fast.map(|on| switch("start-fast", on)));
@@ -298,6 +304,7 @@ mod tests {
         insta::assert_snapshot!(invocation.args.join("\n"), @r"
         --stanza=main
         --type=diff
+        --no-expire-auto
         --repo=2
         --process-max=4
         --start-fast

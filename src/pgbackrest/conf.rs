@@ -229,7 +229,14 @@ pub struct Defaults {
     /// The directory of the Unix socket.
     pub pg_socket_dir: Option<String>,
     pub pg_user: Option<String>,
+    /// `repo1-retention-full` where the user has set none.
+    pub retention_full: u32,
 }
+
+/// `repoN-retention-full` of a new repository.
+pub const TWO_FULLS: u32 = 2;
+/// The largest count that pgBackRest takes: nothing is removed for being too many.
+pub const ALL_FULLS: u32 = 9_999_999;
 
 /// The `PGBACKREST_` variables to add for a pgBackRest process: only for options that the user has
 /// set nowhere, because a variable would win over the configuration file.
@@ -250,7 +257,8 @@ pub fn environment(defaults: &Defaults, user: &UserOptions) -> BTreeMap<String, 
     // A repo1 option makes a repo1: where the user has only repo2, this one would send the backup
     // to /var/lib/pgbackrest (tested with 2.45).
     if user.has_repo("1") || !user.has_any_repo() {
-        add("repo1-retention-full", yes("2"), &["repo1-retention-full-type"]);
+        let count = defaults.retention_full.to_string();
+        add("repo1-retention-full", Some(count), &["repo1-retention-full-type"]);
     }
     add("start-fast", yes("y"), &[]);
     add("compress-type", yes("lz4"), &["compress"]);
@@ -333,6 +341,7 @@ mod tests {
             pg_port: Some(5433),
             pg_socket_dir: Some("/run/pg".to_owned()),
             pg_user: None,
+            retention_full: TWO_FULLS,
         };
         let variables = environment(&defaults, &options(ini, env));
         let line = |(k, v): (&String, &String)| format!("{}={v}", &k[ENV_PREFIX.len()..]);
@@ -357,9 +366,11 @@ mod tests {
             pg_port: None,
             pg_socket_dir: None,
             pg_user: Some("backup".to_owned()),
+            retention_full: ALL_FULLS,
         };
         let variables = environment(&defaults, &UserOptions::default());
         assert_eq!(variables.get("PGBACKREST_PG1_USER").map(String::as_str), Some("backup"));
+        assert_eq!(variables["PGBACKREST_REPO1_RETENTION_FULL"], "9999999");
         assert!(!variables.contains_key("PGBACKREST_PG1_PORT"));
     }
 

@@ -49,6 +49,12 @@ impl Version {
         self.at_least(2, 53)
     }
 
+    /// Whether `verify` heeds `--set`: 2.45 takes it and verifies everything (tested), 2.55 made it
+    /// public.
+    pub fn verifies_one_set(&self) -> bool {
+        self.at_least(2, 55)
+    }
+
     /// Every command but restore refuses to run as root (2.59).
     pub fn refuses_root(&self) -> bool {
         self.at_least(2, 59)

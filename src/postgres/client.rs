@@ -341,6 +341,17 @@ impl Connection {
         Ok(self.row("SELECT last_archived_wal FROM pg_stat_archiver", PATIENCE).await?.text(0))
     }
 
+    /// `archive_mode` and `archive_command`, as they are in force.
+    pub async fn archiving(&self) -> Result<(String, String), QueryError> {
+        let row = self
+            .row(
+                "SELECT current_setting('archive_mode'), current_setting('archive_command')",
+                PATIENCE,
+            )
+            .await?;
+        Ok((row.text(0).unwrap_or_default(), row.text(1).unwrap_or_default()))
+    }
+
     /// Promotes a standby, waits until it takes writes, and makes that durable.
     pub async fn promote(&self) -> Result<(), QueryError> {
         let row = self.row("SELECT pg_promote(false)", PATIENCE).await?;

@@ -11,11 +11,13 @@ use tokio::time::sleep;
 
 use super::{Command, Expected, Origin, ScheduleError, View, ticker, world};
 use crate::clock;
-use crate::domain::Annotations;
 use crate::domain::JobId;
-use crate::domain::job::{BackupOptions, BackupSpec, Job, JobSpec, OnConflict, Outcome, Trigger};
+use crate::domain::job::{
+    BackupOptions, BackupSpec, ExpireSpec, Job, JobSpec, OnConflict, Outcome, Trigger, VerifySpec,
+};
 use crate::domain::schedule::run::{Next, State, Step, Told, Verdict};
 use crate::domain::schedule::{Schedule, ScheduleKind, ScheduleName};
+use crate::domain::{Annotations, BackupType};
 use crate::jobs::{Context, Denied, JobsHandle, Submission};
 use crate::pulse::Pulse;
 use crate::store::{StoreError, StoredSchedule};
@@ -457,19 +459,24 @@ fn key(entry: &Entry) -> String {
 
 /// The job of a schedule.
 fn spec(schedule: &Schedule) -> JobSpec {
-    let stanza = schedule.stanza.clone();
+    let (stanza, repo) = (schedule.stanza.clone(), schedule.repo);
     let backup = |backup_type| {
         JobSpec::Backup(BackupSpec {
             stanza: schedule.stanza.clone(),
-            repo: schedule.repo,
+            repo,
             backup_type,
             annotations: Annotations::default(),
             options: BackupOptions::default(),
         })
     };
-    match (schedule.kind, schedule.kind.backup_type()) {
-        (_, Some(backup_type)) => backup(backup_type),
-        (ScheduleKind::Check, None) => JobSpec::Check { stanza },
-        _ => JobSpec::Check { stanza },
+    match schedule.kind {
+        ScheduleKind::Full => backup(BackupType::Full),
+        ScheduleKind::Diff => backup(BackupType::Diff),
+        ScheduleKind::Incr => backup(BackupType::Incr),
+        ScheduleKind::Expire => {
+            JobSpec::Expire(ExpireSpec { stanza, set: None, repo, dry_run: false })
+        }
+        ScheduleKind::Verify => JobSpec::Verify(VerifySpec { stanza, set: None, repo }),
+        ScheduleKind::Check => JobSpec::Check { stanza },
     }
 }

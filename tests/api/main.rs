@@ -11,5 +11,6 @@ mod notifications;
 mod openapi;
 mod pages;
 mod reads;
+mod retention;
 mod schedules;
 mod service;

@@ -19,7 +19,8 @@ use headrest::http::{AppState, Auth, router};
 use headrest::jobs::archive::Archives;
 use headrest::jobs::context::Wake;
 use headrest::jobs::journal::Journals;
-use headrest::jobs::{self, Catalog, Context, JobsHandle, Planner, Wal};
+use headrest::jobs::retention::Retention;
+use headrest::jobs::{self, Catalog, Context, JobsHandle, Keeper, Planner, Wal};
 use headrest::metrics::Metrics;
 use headrest::monitor::{self, MonitorHandle};
 use headrest::notify::{Notifier, Settings};
@@ -85,6 +86,7 @@ pub(crate) struct Options {
     pub(crate) script: String,
     pub(crate) auth: AuthMode,
     pub(crate) short_routes: ShortRoutes,
+    pub(crate) retention: Retention,
     pub(crate) schedules: Vec<Schedule>,
     pub(crate) metrics: MetricsConfig,
     pub(crate) notify: Vec<NotifyConfig>,
@@ -96,6 +98,7 @@ impl Default for Options {
             script: info_from(THREE),
             auth: AuthMode::Token,
             short_routes: ShortRoutes::On,
+            retention: Retention::default(),
             schedules: Vec::new(),
             metrics: MetricsConfig::default(),
             notify: Vec::new(),
@@ -136,6 +139,7 @@ impl Service {
             server: None,
             store: store.clone(),
             journals: Journals::in_state_dir(directory.path()).unwrap(),
+            retention: options.retention,
             wake: Wake::new(0),
             shutdown: shutdown.clone(),
             hurry: CancellationToken::new(),
@@ -144,6 +148,7 @@ impl Service {
         let followed = context.wake.subscribe();
         let (notifier, _) = Notifier::spawn(settings, store.clone(), followed).await.unwrap();
         let (planner, wal) = (Planner::new(context.clone()), Wal::new(context.clone()));
+        let keeper = Keeper::new(context.clone());
         let (jobs, _) = JobsHandle::spawn(context.clone(), [stanza.clone()], pulses.add("jobs"));
         let fixed =
             options.schedules.into_iter().map(|schedule| (schedule, Origin::File)).collect();
@@ -169,6 +174,7 @@ impl Service {
             postgres: PostgresHandle::beside(),
             planner,
             wal,
+            keeper,
             scheduler,
             monitor,
             fence_dir: None,

@@ -79,11 +79,15 @@ fn kind(kind: JobKind, state: JobState) -> Option<EventKind> {
         (JobKind::Restore, JobState::Interrupted) => Some(EventKind::RestoreInterrupted),
         (JobKind::Check, JobState::Succeeded | JobState::Warned) => Some(EventKind::CheckSucceeded),
         (JobKind::Check, JobState::Failed) => Some(EventKind::CheckFailed),
-        // Nobody learns from these alone whether archiving works.
-        (JobKind::Check, JobState::Running | JobState::Cancelled | JobState::Interrupted)
-        // Without a stanza the checks and backups fail, and those are told.
-        | (
-            JobKind::StanzaCreate,
+        (JobKind::Verify, JobState::Succeeded | JobState::Warned) => {
+            Some(EventKind::VerifySucceeded)
+        }
+        (JobKind::Verify, JobState::Failed) => Some(EventKind::VerifyFailed),
+        (JobKind::Expire, JobState::Failed) => Some(EventKind::ExpireFailed),
+        // Nobody learns anything of these: whoever asked for a change of notes waits for the answer,
+        // and without a stanza checks and backups fail, which is told.
+        (
+            JobKind::StanzaCreate | JobKind::Annotate,
             JobState::Running
             | JobState::Succeeded
             | JobState::Warned
@@ -91,8 +95,19 @@ fn kind(kind: JobKind, state: JobState) -> Option<EventKind> {
             | JobState::Cancelled
             | JobState::Interrupted,
         )
+        | (JobKind::Expire, JobState::Succeeded | JobState::Warned)
         | (
-            JobKind::Backup | JobKind::Restore | JobKind::Check | JobKind::StanzaCreate,
+            JobKind::Check | JobKind::Verify | JobKind::Expire,
+            JobState::Running | JobState::Cancelled | JobState::Interrupted,
+        )
+        | (
+            JobKind::Backup
+            | JobKind::Restore
+            | JobKind::Check
+            | JobKind::StanzaCreate
+            | JobKind::Verify
+            | JobKind::Expire
+            | JobKind::Annotate,
             JobState::Queued | JobState::Cancelling,
         ) => None,
     }
@@ -107,6 +122,9 @@ fn what(job: &Job) -> String {
         (JobSpec::Restore(_), _) => "restore".to_owned(),
         (JobSpec::Check { .. }, _) => "check".to_owned(),
         (JobSpec::StanzaCreate { .. }, _) => "stanza-create".to_owned(),
+        (JobSpec::Verify(_), _) => "verify".to_owned(),
+        (JobSpec::Expire(_), _) => "expire".to_owned(),
+        (JobSpec::Annotate(_), _) => "annotate".to_owned(),
     }
 }
 
@@ -125,6 +143,12 @@ fn detail(job: &Job) -> String {
         Some(JobResult::Restore(result)) => {
             lines.extend(result.set.as_ref().map(|set| format!("from backup {set}")));
             lines.extend(result.last_commit_at.map(|at| format!("last transaction {at}")));
+        }
+        Some(JobResult::Verify(result)) => {
+            lines.extend(result.errors.iter().chain(&result.wal_gaps).take(20).cloned());
+        }
+        Some(JobResult::Expire(result)) => {
+            lines.push(format!("{} backups are left", result.kept));
         }
         None => {}
     }
@@ -154,7 +178,9 @@ mod tests {
     use jiff::Timestamp;
 
     use super::super::super::BackupType;
-    use super::super::super::job::{BackupOptions, BackupSpec, JobEvent, JobId, RestoreSpec};
+    use super::super::super::job::{
+        BackupOptions, BackupSpec, ExpireSpec, JobEvent, JobId, RestoreSpec, VerifySpec,
+    };
     use super::super::super::recovery::RecoveryTarget;
     use super::super::Severity;
     use super::*;
@@ -178,7 +204,7 @@ mod tests {
         job
     }
 
-    fn specs() -> [JobSpec; 4] {
+    fn specs() -> [JobSpec; 6] {
         let stanza = || "main".parse().unwrap();
         let backup = BackupSpec {
             stanza: stanza(),
@@ -192,6 +218,8 @@ mod tests {
             JobSpec::Restore(RestoreSpec::new(stanza(), RecoveryTarget::Latest)),
             JobSpec::Check { stanza: stanza() },
             JobSpec::StanzaCreate { stanza: stanza() },
+            JobSpec::Verify(VerifySpec { stanza: stanza(), set: None, repo: None }),
+            JobSpec::Expire(ExpireSpec { stanza: stanza(), set: None, repo: None, dry_run: false }),
         ]
     }
 
@@ -220,6 +248,10 @@ mod tests {
             "check.succeeded",
             "check.succeeded",
             "check.failed",
+            "verify.succeeded",
+            "verify.succeeded",
+            "verify.failed",
+            "expire.failed",
         ];
         assert_eq!(told, expect);
     }

@@ -6,6 +6,7 @@ use super::super::plan::check::CheckId;
 use super::super::recovery::{OnReached, RecoveryTarget};
 use super::super::restore::Pinned;
 use super::super::{Annotations, BackupType, DatabaseName, RepoKey, StanzaName};
+use super::upkeep::{AnnotateSpec, ExpireSpec, VerifySpec};
 use super::{JobId, JobKind};
 
 /// What a job is to do, with every parameter.
@@ -26,6 +27,12 @@ pub enum JobSpec {
         /// The stanza to create.
         stanza: StanzaName,
     },
+    /// Verify what the repositories hold.
+    Verify(VerifySpec),
+    /// Remove what retention does not keep, or one backup.
+    Expire(ExpireSpec),
+    /// Change the annotations of a backup.
+    Annotate(AnnotateSpec),
 }
 
 /// The parameters of a backup.
@@ -108,6 +115,9 @@ impl JobSpec {
             Self::Restore(_) => JobKind::Restore,
             Self::Check { .. } => JobKind::Check,
             Self::StanzaCreate { .. } => JobKind::StanzaCreate,
+            Self::Verify(_) => JobKind::Verify,
+            Self::Expire(_) => JobKind::Expire,
+            Self::Annotate(_) => JobKind::Annotate,
         }
     }
 
@@ -117,6 +127,9 @@ impl JobSpec {
             Self::Backup(spec) => &spec.stanza,
             Self::Restore(spec) => &spec.stanza,
             Self::Check { stanza } | Self::StanzaCreate { stanza } => stanza,
+            Self::Verify(spec) => &spec.stanza,
+            Self::Expire(spec) => &spec.stanza,
+            Self::Annotate(spec) => &spec.stanza,
         }
     }
 
@@ -124,7 +137,12 @@ impl JobSpec {
     pub fn repo(&self) -> Option<RepoKey> {
         match self {
             Self::Backup(spec) => spec.repo,
-            Self::Restore(_) | Self::Check { .. } | Self::StanzaCreate { .. } => None,
+            Self::Verify(spec) => spec.repo,
+            Self::Expire(spec) => spec.repo,
+            Self::Restore(_)
+            | Self::Check { .. }
+            | Self::StanzaCreate { .. }
+            | Self::Annotate(_) => None,
         }
     }
 }

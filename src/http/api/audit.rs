@@ -24,8 +24,9 @@ pub(in crate::http) struct DeedView {
     /// Who.
     #[schema(example = "admin-token")]
     by: String,
-    /// What: restore.begin, restore.promote, restore.retarget, restore.abandon or
-    /// notification.test.
+    /// What: restore.begin, restore.promote, restore.retarget, restore.abandon, backup.expire,
+    /// backup.pin, backup.unpin, schedule.create, schedule.change, schedule.delete, schedule.pause,
+    /// schedule.resume or notification.test.
     #[schema(example = "restore.promote")]
     action: String,
     /// To what: a stanza, or a restore's id.

@@ -20,6 +20,7 @@ use crate::http::problem::{ErrorCode, Outcome, Problem, ProblemBody};
 use crate::http::state::AppState;
 use crate::jobs::Submission;
 use crate::jobs::catalog::Observation;
+use crate::jobs::retention::Marks;
 use crate::pgbackrest::info::{self, StanzaStatus};
 
 /// A backup, as `pgbackrest info` lists it.
@@ -59,6 +60,12 @@ pub(in crate::http) struct BackupView {
     wal: WalView,
     /// Whether page checksum errors were found; null when not known.
     page_errors: Option<bool>,
+    /// Whether it is pinned: it stays until it is unpinned.
+    pinned: bool,
+    /// When it was last verified and found to be good; null when it was not, or was found damaged
+    /// since.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    verified_at: Option<Timestamp>,
     /// Notes kept with it.
     annotations: BTreeMap<String, String>,
     /// The pgBackRest that made it.
@@ -81,8 +88,11 @@ pub(in crate::http) struct WalView {
     lsn_stop: Option<String>,
 }
 
-impl From<&info::Backup> for BackupView {
-    fn from(backup: &info::Backup) -> Self {
+impl BackupView {
+    /// A backup with what Headrest knows of it.
+    pub(super) fn new(backup: &info::Backup, marks: &Marks) -> Self {
+        let key = (backup.repo_key.unwrap_or(RepoKey::FIRST), backup.label.clone());
+        let verified = marks.verified.get(&key).filter(|verified| verified.good);
         let duration = backup.started_at.zip(backup.stopped_at);
         Self {
             label: backup.label.to_string(),
@@ -104,6 +114,8 @@ impl From<&info::Backup> for BackupView {
                 lsn_stop: backup.lsn_stop.map(|lsn| lsn.to_string()),
             },
             page_errors: backup.error,
+            pinned: marks.pins.contains(&backup.label),
+            verified_at: verified.map(|verified| verified.at),
             annotations: backup.annotations.clone(),
             pgbackrest_version: backup.pgbackrest_version.clone(),
         }
@@ -207,7 +219,8 @@ pub(in crate::http) async fn list(
     let more = backups.len() > limit;
     backups.truncate(limit);
     let next_cursor = backups.last().filter(|_| more).map(|backup| cursor_of(backup));
-    let items = backups.into_iter().map(BackupView::from).collect();
+    let marks = state.keeper.marks(&stanza, &seen.stanza).await?;
+    let items = backups.into_iter().map(|backup| BackupView::new(backup, &marks)).collect();
     Ok(page(&format!("/api/v1/stanzas/{stanza}/backups"), Page { items, next_cursor }))
 }
 
@@ -224,7 +237,7 @@ fn time(field: &'static str, text: Option<&str>) -> Outcome<Option<Timestamp>> {
 }
 
 /// An empty list of a repository that cannot be read would be a lie.
-fn readable(seen: std::sync::Arc<Observation>) -> Outcome<std::sync::Arc<Observation>> {
+pub(super) fn readable(seen: std::sync::Arc<Observation>) -> Outcome<std::sync::Arc<Observation>> {
     let stanza = &seen.stanza;
     if matches!(stanza.status.meaning(), StanzaStatus::Other(_)) && stanza.backups.is_empty() {
         let told: Vec<_> = stanza.repos.iter().map(|repo| repo.status.message.as_str()).collect();
@@ -266,11 +279,12 @@ pub(in crate::http) async fn show(
         Problem::new(ErrorCode::NoSuchBackup, detail)
     })?;
     let set = state.catalog.set(&stanza, &backup.label).await?;
+    let marks = state.keeper.marks(&stanza, &seen.stanza).await?;
     let labels = |set: std::collections::BTreeSet<BackupLabel>| {
         set.iter().map(ToString::to_string).collect()
     };
     Ok(Json(BackupDetail {
-        backup: backup.into(),
+        backup: BackupView::new(backup, &marks),
         needs: labels(seen.stanza.needs(&backup.label)),
         needed_by: labels(seen.stanza.needed_by(&backup.label)),
         databases: set

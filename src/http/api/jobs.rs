@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::upkeep::{ExpiredView, VerifiedView};
 use super::{Page, page, page_limit};
 use crate::domain::StanzaName;
 use crate::domain::job::{
@@ -27,7 +28,7 @@ pub struct JobView {
     /// Its id, a UUID of version 7.
     #[schema(example = "019aa0c4-6d2e-7cc1-a3a5-2f3ef8f1b0d1")]
     id: String,
-    /// backup, restore, check or stanza-create.
+    /// backup, restore, check, stanza-create, verify, expire or annotate.
     #[schema(example = "backup")]
     kind: &'static str,
     /// The stanza whose lane it takes.
@@ -148,6 +149,10 @@ pub enum ResultView {
         /// From the stop of PostgreSQL until it took writes again.
         downtime_ms: Option<u64>,
     },
+    /// Of a verification.
+    Verify(VerifiedView),
+    /// Of an expire.
+    Expire(ExpiredView),
 }
 
 /// Why a job failed.
@@ -263,6 +268,8 @@ impl From<JobResult> for ResultView {
                 size_bytes,
                 downtime_ms,
             },
+            JobResult::Verify(result) => Self::Verify(result.into()),
+            JobResult::Expire(result) => Self::Expire(result.into()),
         }
     }
 }
@@ -279,7 +286,7 @@ impl From<JobError> for ErrorView {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(in crate::http) struct JobsQuery {
-    /// backup, restore, check or stanza-create.
+    /// backup, restore, check, stanza-create, verify, expire or annotate.
     kind: Option<String>,
     /// queued, running, cancelling, succeeded, warned, failed, cancelled or interrupted.
     state: Option<String>,
@@ -464,5 +471,11 @@ pub(in crate::http) fn describe(spec: &JobSpec) -> String {
         },
         JobSpec::Check { .. } => "check".to_owned(),
         JobSpec::StanzaCreate { .. } => "stanza-create".to_owned(),
+        JobSpec::Verify(_) => "verify".to_owned(),
+        JobSpec::Expire(expire) => match &expire.set {
+            Some(set) => format!("expire of {set}"),
+            None => "expire".to_owned(),
+        },
+        JobSpec::Annotate(annotate) => format!("annotate {}", annotate.set),
     }
 }

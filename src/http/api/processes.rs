@@ -292,3 +292,21 @@ fn known(state: &AppState, name: &str) -> Outcome<()> {
     Err(Problem::new(ErrorCode::NoSuchProcess, format!("there is no process {shown}"))
         .hint("There is: postgres."))
 }
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let detail = refusal.to_string();
+        match refusal {
+            Refusal::Fenced(job) => {
+                Self { job: Some(job), ..Self::new(ErrorCode::PostgresFenced, detail) }
+            }
+            Refusal::Running => Self::new(ErrorCode::PostgresRunning, detail),
+            Refusal::NotRunning => Self::new(ErrorCode::PostgresStopped, detail),
+            Refusal::Stopping => {
+                Self::new(ErrorCode::PostgresStopped, detail).hint("Ask again when it has stopped.")
+            }
+            Refusal::NotSupervised => Self::new(ErrorCode::PostgresNotSupervised, detail),
+            Refusal::ShuttingDown => Self::new(ErrorCode::ShuttingDown, detail),
+        }
+    }
+}

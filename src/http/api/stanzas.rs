@@ -18,6 +18,7 @@ use crate::http::problem::{Outcome, Problem, ProblemBody};
 use crate::http::state::AppState;
 use crate::jobs::Submission;
 use crate::jobs::catalog::{FRESH_ENOUGH, Freshness, Observation};
+use crate::jobs::retention::Marks;
 use crate::pgbackrest::info;
 
 /// When the repository was looked at.
@@ -190,7 +191,7 @@ pub(in crate::http) struct Stanzas {
 }
 
 impl StanzaView {
-    fn new(state: &AppState, name: &StanzaName, seen: &Observation) -> Self {
+    fn new(state: &AppState, name: &StanzaName, seen: &Observation, marks: &Marks) -> Self {
         let stanza = &seen.stanza;
         let repo = |key: Option<crate::domain::RepoKey>| key.map(|key| key.get());
         let lane = state.jobs.lane(name);
@@ -244,7 +245,7 @@ impl StanzaView {
                 }),
                 waiting: lane.map_or(0, |lane| lane.waiting),
             },
-            backups: BackupsSummary::of(&stanza.backups),
+            backups: BackupsSummary::of(&stanza.backups, marks),
             supervised: state.postgres.is_supervised() && state.stanzas.first() == Some(name),
             links: StanzaLinks {
                 backups: format!("{this}/backups"),
@@ -266,13 +267,13 @@ impl From<&info::LockState> for LockStateView {
 }
 
 impl BackupsSummary {
-    fn of(backups: &[info::Backup]) -> Self {
+    fn of(backups: &[info::Backup], marks: &Marks) -> Self {
         let newest = |kind: Option<&str>| {
             backups
                 .iter()
                 .filter(|backup| kind.is_none_or(|kind| backup.kind.as_str() == kind))
                 .max_by_key(|backup| (backup.stopped_at, &backup.label))
-                .map(BackupView::from)
+                .map(|backup| BackupView::new(backup, marks))
         };
         Self {
             count: backups.len(),
@@ -312,7 +313,8 @@ pub(in crate::http) async fn list(
     let mut items = Vec::new();
     for name in &state.stanzas {
         let seen = observe(&state, name, &headers).await?;
-        items.push(StanzaView::new(&state, name, &seen));
+        let marks = state.keeper.marks(name, &seen.stanza).await?;
+        items.push(StanzaView::new(&state, name, &seen, &marks));
     }
     Ok(Json(Stanzas { items }))
 }
@@ -329,7 +331,8 @@ pub(in crate::http) async fn show(
     headers: HeaderMap,
 ) -> Outcome<Json<StanzaView>> {
     let seen = observe(&state, &stanza, &headers).await?;
-    Ok(Json(StanzaView::new(&state, &stanza, &seen)))
+    let marks = state.keeper.marks(&stanza, &seen.stanza).await?;
+    Ok(Json(StanzaView::new(&state, &stanza, &seen, &marks)))
 }
 
 /// pgBackRest's own `info` JSON, untouched. `X-Observed-At` says when it was asked.

@@ -13,9 +13,11 @@ use crate::domain::archive::Gap;
 use crate::domain::plan::RestorePoint;
 use crate::domain::window::{Range, Window};
 use crate::http::extract::{Json as Body, Stanza};
-use crate::http::problem::{Outcome, Problem, ProblemBody};
+use crate::http::problem::{ErrorCode, Outcome, Problem, ProblemBody};
 use crate::http::state::AppState;
+use crate::jobs::Denied;
 use crate::jobs::plans::Ground;
+use crate::jobs::wal::WalError;
 
 /// What can be restored to.
 #[derive(Debug, Serialize, ToSchema)]
@@ -365,4 +367,21 @@ pub(in crate::http) async fn create_point(
     })?;
     let point = state.wal.create_point(&stanza, name).await?;
     Ok((StatusCode::CREATED, Json(PointView::from(point))).into_response())
+}
+
+impl From<WalError> for Problem {
+    fn from(error: WalError) -> Self {
+        let detail = error.to_string();
+        match error {
+            WalError::NotSupervised(stanza) => Denied::NotSupervised(stanza).into(),
+            WalError::NotReady(_) | WalError::Query(_) => {
+                Self::new(ErrorCode::PostgresUnavailable, detail)
+            }
+            WalError::PointExists(_) => Self {
+                field: Some("name".to_owned()),
+                ..Self::new(ErrorCode::RestorePointExists, detail)
+            },
+            WalError::Store(error) => error.into(),
+        }
+    }
 }

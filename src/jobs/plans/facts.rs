@@ -72,6 +72,14 @@ pub(super) async fn look(context: &Context, stanza: &StanzaName) -> Result<Groun
     collect(context, stanza, side, half_done, false).await
 }
 
+/// A look at everything anew.
+pub(super) async fn look_anew(context: &Context, stanza: &StanzaName) -> Result<Ground, PlanError> {
+    let side = side_of(context, stanza).ok();
+    let journal = context.journals.read(stanza).ok().flatten();
+    let half_done = journal.filter(|journal| !journal.data_is_whole());
+    collect(context, stanza, side, half_done, true).await
+}
+
 fn side_of<'a>(context: &'a Context, stanza: &StanzaName) -> Result<&'a ServerSide, PlanError> {
     let side = context.server.as_ref().filter(|side| side.stanza == *stanza);
     side.ok_or_else(|| PlanError::NotSupervised(stanza.clone()))

@@ -1,0 +1,181 @@
+//! Pins, and when each backup was verified.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use rusqlite::params;
+
+use super::rows::{column, during, parsed, time};
+use super::{Store, StoreError};
+use crate::domain::{BackupLabel, RepoKey, StanzaName};
+
+/// When a backup was verified, and whether it was found to be good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verified {
+    /// When.
+    pub at: Timestamp,
+    /// Whether it was good.
+    pub good: bool,
+}
+
+impl Store {
+    /// Pins a backup, or takes its pin back. Both are remembered.
+    pub async fn set_pin(
+        &self,
+        stanza: StanzaName,
+        label: BackupLabel,
+        pinned: bool,
+        by: String,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            connection
+                .execute(
+                    "INSERT INTO pins (stanza, label, pinned, by_whom, at) VALUES (?1, ?2, ?3, ?4, \
+                     ?5) ON CONFLICT (stanza, label) DO UPDATE SET pinned = excluded.pinned, \
+                     by_whom = excluded.by_whom, at = excluded.at",
+                    params![stanza.as_str(), label.as_str(), pinned, by, at.as_microsecond()],
+                )
+                .map(drop)
+                .map_err(during("remember a pin"))
+        })
+        .await
+    }
+
+    /// Every backup that was pinned or unpinned here, and which of the two.
+    pub async fn pins(
+        &self,
+        stanza: StanzaName,
+    ) -> Result<BTreeMap<BackupLabel, bool>, StoreError> {
+        self.read(move |connection| {
+            let failed = during("read pins");
+            let mut statement = connection
+                .prepare_cached("SELECT label, pinned FROM pins WHERE stanza = ?1")
+                .map_err(&failed)?;
+            let mut rows = statement.query([stanza.as_str()]).map_err(&failed)?;
+            let mut found = BTreeMap::new();
+            while let Some(row) = rows.next().map_err(&failed)? {
+                found.insert(parsed(row, "label")?, column(row, "pinned")?);
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Remembers what a verification said of some backups.
+    pub async fn set_verified(
+        &self,
+        stanza: StanzaName,
+        found: Vec<(RepoKey, BackupLabel, Verified)>,
+    ) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            let failed = during("remember a verification");
+            let transaction = connection.transaction().map_err(&failed)?;
+            for (repo, label, verified) in found {
+                transaction
+                    .execute(
+                        "INSERT OR REPLACE INTO verified (stanza, repo, label, at, good) VALUES \
+                         (?1, ?2, ?3, ?4, ?5)",
+                        params![
+                            stanza.as_str(),
+                            repo.get(),
+                            label.as_str(),
+                            verified.at.as_microsecond(),
+                            verified.good
+                        ],
+                    )
+                    .map_err(&failed)?;
+            }
+            transaction.commit().map_err(&failed)
+        })
+        .await
+    }
+
+    /// What is known of every backup that was verified.
+    pub async fn verified(
+        &self,
+        stanza: StanzaName,
+    ) -> Result<BTreeMap<(RepoKey, BackupLabel), Verified>, StoreError> {
+        self.read(move |connection| {
+            let failed = during("read verifications");
+            let mut statement = connection
+                .prepare_cached("SELECT repo, label, at, good FROM verified WHERE stanza = ?1")
+                .map_err(&failed)?;
+            let mut rows = statement.query([stanza.as_str()]).map_err(&failed)?;
+            let mut found = BTreeMap::new();
+            while let Some(row) = rows.next().map_err(&failed)? {
+                let number: u32 = column(row, "repo")?;
+                let unreadable =
+                    |_| StoreError::Unreadable { what: "repo", value: number.to_string() };
+                let repo = RepoKey::try_from(number).map_err(unreadable)?;
+                let verified = Verified { at: time(row, "at")?, good: column(row, "good")? };
+                found.insert((repo, parsed(row, "label")?), verified);
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Forgets backups that are gone.
+    pub async fn forget_backups(
+        &self,
+        stanza: StanzaName,
+        gone: Vec<(RepoKey, BackupLabel)>,
+    ) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            let failed = during("forget removed backups");
+            let transaction = connection.transaction().map_err(&failed)?;
+            for (repo, label) in gone {
+                let (stanza, label) = (stanza.as_str(), label.as_str());
+                transaction
+                    .execute(
+                        "DELETE FROM verified WHERE stanza = ?1 AND repo = ?2 AND label = ?3",
+                        params![stanza, repo.get(), label],
+                    )
+                    .map_err(&failed)?;
+                // A label is in one repository: it is the time at which the backup began.
+                transaction
+                    .execute(
+                        "DELETE FROM pins WHERE stanza = ?1 AND label = ?2",
+                        params![stanza, label],
+                    )
+                    .map_err(&failed)?;
+            }
+            transaction.commit().map_err(&failed)
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn pins_and_verifications_are_kept_and_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("h.db");
+        let store = Store::open(&path).unwrap();
+        let stanza: StanzaName = "main".parse().unwrap();
+        let label: BackupLabel = "20261120-101500F".parse().unwrap();
+        let other: BackupLabel = "20261121-101500F".parse().unwrap();
+        let at = Timestamp::from_second(1_700_000_000).unwrap();
+        for (label, pinned) in [(&label, true), (&other, true), (&other, false)] {
+            let by = "t".to_owned();
+            store.set_pin(stanza.clone(), label.clone(), pinned, by, at).await.unwrap();
+        }
+        let verified = Verified { at, good: true };
+        let found = vec![(RepoKey::FIRST, label.clone(), verified)];
+        store.set_verified(stanza.clone(), found).await.unwrap();
+        drop(store);
+        let store = Store::open(&path).unwrap();
+        let pins = store.pins(stanza.clone()).await.unwrap();
+        assert_eq!(pins, BTreeMap::from([(label.clone(), true), (other.clone(), false)]));
+        let known = store.verified(stanza.clone()).await.unwrap();
+        assert_eq!(known, BTreeMap::from([((RepoKey::FIRST, label.clone()), verified)]));
+        assert!(store.pins("other".parse().unwrap()).await.unwrap().is_empty());
+        store.forget_backups(stanza.clone(), vec![(RepoKey::FIRST, label)]).await.unwrap();
+        assert_eq!(store.pins(stanza.clone()).await.unwrap(), BTreeMap::from([(other, false)]));
+        assert!(store.verified(stanza).await.unwrap().is_empty());
+    }
+}

@@ -1,0 +1,183 @@
+//! Which backups stay and go, carried out by a real pgBackRest.
+
+use std::fs;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::client::{Reply, send};
+use crate::support::instance::Instance;
+use crate::support::jobs::{BACKUPS, id_of};
+
+const EXPIRE: &str = "/api/v1/stanzas/main/expire";
+const PREVIEW: &str = "/api/v1/stanzas/main/retention";
+
+fn patch(instance: &Instance, label: &str, body: &Value) -> Reply {
+    let path = format!("{BACKUPS}/{label}");
+    send(instance.http.request(Method::PATCH, &path).json(body))
+}
+
+fn delete(instance: &Instance, label: &str, query: &str) -> Reply {
+    let path = format!("{BACKUPS}/{label}{query}");
+    send(instance.http.request(Method::DELETE, &path).header("Prefer", "wait=60"))
+}
+
+/// The labels that pgBackRest itself lists, oldest first.
+fn labels(instance: &Instance) -> Vec<String> {
+    let request = instance.http.request(Method::GET, "/api/v1/stanzas/main/info");
+    let info = send(request.header("Cache-Control", "no-cache")).expect(200).json();
+    let backups = info[0]["backup"].as_array().unwrap();
+    backups.iter().map(|backup| backup["label"].as_str().unwrap().to_owned()).collect()
+}
+
+fn label_of(job: &Value) -> String {
+    job["result"]["label"].as_str().unwrap().to_owned()
+}
+
+/// What a job says that it removed.
+fn removed(job: &Value) -> Vec<String> {
+    let removed = job["result"]["removed"].as_array().unwrap_or_else(|| panic!("{job:#}"));
+    removed.iter().map(|one| one["label"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_pinned_backup_survives_every_expire_and_the_loss_of_the_history() {
+    let mut instance = Instance::with_full_backup();
+    let first = labels(&instance)[0].clone();
+    let view = patch(&instance, &first, &json!({ "pinned": true })).expect(200).json();
+    assert_eq!(view["pinned"], true, "{view:#}");
+    // Two fulls are kept: the third backup would be the end of the first.
+    let second = label_of(&instance.good_backup("full"));
+    let third = label_of(&instance.good_backup("full"));
+    assert_eq!(labels(&instance), [&first, &second, &third].map(String::clone));
+    let preview = instance.http.get(PREVIEW).expect(200).json();
+    let backups = preview["repos"][0]["backups"].as_array().unwrap();
+    assert_eq!(backups[2]["label"], first.as_str());
+    assert_eq!(backups[2]["reasons"], json!(["pinned"]), "{preview:#}");
+    let reply = delete(&instance, &first, "");
+    assert_eq!(reply.problem(409), "backup-pinned");
+    let set = json!({ "set": first });
+    assert_eq!(instance.http.post(EXPIRE, &set).problem(409), "backup-pinned");
+
+    // The history is lost; the repository knows of the pin.
+    instance.stop();
+    for file in fs::read_dir(instance.root.join("state")).unwrap().flatten() {
+        if file.file_name().to_string_lossy().starts_with("headrest.db") {
+            fs::remove_file(file.path()).unwrap();
+        }
+    }
+    instance.start();
+    instance.wait_ready();
+    let detail = instance.http.get(&format!("{BACKUPS}/{first}")).expect(200).json();
+    assert_eq!(detail["pinned"], true, "{detail:#}");
+
+    let queue = json!({ "pinned": false, "on_conflict": "queue" });
+    let view = patch(&instance, &first, &queue).expect(200).json();
+    assert_eq!(view["pinned"], false);
+    let wait = json!({ "on_conflict": "queue" });
+    let job = instance.http.post_and_wait(EXPIRE, &wait, 60).expect(200).json();
+    assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(id_of(&job)));
+    assert_eq!(removed(&job), [first]);
+    assert_eq!(job["result"]["kept"], 2);
+    assert_eq!(labels(&instance), [second, third]);
+}
+
+#[test]
+fn a_full_goes_with_everything_that_builds_upon_it() {
+    let instance = Instance::with_full_backup();
+    let full = labels(&instance)[0].clone();
+    let diff = label_of(&instance.good_backup("diff"));
+    let incr = label_of(&instance.good_backup("incr"));
+    assert_eq!(delete(&instance, &full, "").problem(409), "backup-in-use", "the last full");
+    let next = label_of(&instance.good_backup("full"));
+    let all = [&full, &diff, &incr, &next].map(String::clone);
+    let would = delete(&instance, &full, "?dry_run=true").expect(200).json();
+    let going: Vec<&str> =
+        would["removes"].as_array().unwrap().iter().map(|r| r["label"].as_str().unwrap()).collect();
+    assert_eq!(going, [&full, &diff, &incr]);
+    let dry = json!({ "set": full, "dry_run": true });
+    let dry = instance.http.post_and_wait(EXPIRE, &dry, 60).expect(200).json();
+    assert_eq!((&dry["state"], &dry["result"]["dry_run"]), (&json!("succeeded"), &json!(true)));
+    assert_eq!(removed(&dry).len(), 3);
+    assert_eq!(labels(&instance), all, "a dry run removes nothing");
+    assert_eq!(delete(&instance, "20200101-000000F", "").problem(404), "no-such-backup");
+    let unknown = delete(&instance, &full, "?force=1");
+    assert_eq!(
+        (unknown.problem(422), &unknown.json()["field"]),
+        ("invalid-field".into(), &json!("force"))
+    );
+
+    // What a restore works with stays.
+    let restore = instance.begin_restore();
+    let refused = delete(&instance, &next, "");
+    assert_eq!(refused.problem(409), "backup-in-use");
+    assert!(refused.json()["detail"].as_str().unwrap().contains(&restore), "{}", refused.body);
+    let restored = instance.wait_job(&restore);
+    assert_eq!(restored["state"], "succeeded", "{restored:#}");
+
+    // The incr alone first, then the rest.
+    let job = delete(&instance, &incr, "").expect(200).json();
+    assert_eq!(job["state"], "succeeded", "{job:#}");
+    assert_eq!(labels(&instance), [&full, &diff, &next].map(String::clone));
+    let job = delete(&instance, &full, "").expect(200).json();
+    assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(id_of(&job)));
+    assert_eq!(removed(&job), [full, diff]);
+    assert!(job["result"]["freed_bytes"].as_u64().unwrap() > 100_000, "{job:#}");
+    assert_eq!(labels(&instance), [next]);
+}
+
+#[test]
+fn days_and_pins_decide_and_wal_goes_with_what_needed_it() {
+    let mut instance = Instance::new();
+    instance.set("HEADREST_RETENTION__DAILY", "1");
+    instance.start();
+    instance.wait_ready();
+    instance.wait_first_backup();
+    let first = labels(&instance)[0].clone();
+    patch(&instance, &first, &json!({ "pinned": true })).expect(200);
+    let incr = label_of(&instance.good_backup("incr"));
+    let second = label_of(&instance.good_backup("full"));
+    // The newest of the day is the second full; the incr was, and is not any more.
+    assert_eq!(labels(&instance), [&first, &second].map(String::clone), "not {incr}");
+    for _ in 0..3 {
+        instance.http.post("/api/v1/stanzas/main/wal/switch", &json!({})).expect(200);
+    }
+    let third = label_of(&instance.good_backup("full"));
+    assert_eq!(labels(&instance), [&first, &third].map(String::clone));
+    let preview = instance.http.get(PREVIEW).expect(200).json();
+    let repo = &preview["repos"][0];
+    assert_eq!(repo["options"]["repo1-retention-full"], "9999999", "{preview:#}");
+    assert_eq!((&repo["wal_fulls"], &repo["calls"]), (&json!(1), &json!([])), "{preview:#}");
+    let reasons = repo["backups"][0]["reasons"].as_array().unwrap();
+    assert_eq!(reasons[..2], [json!("newest backup"), json!("newest full")]);
+    assert!(reasons[2].as_str().unwrap().starts_with("daily 20"), "{preview:#}");
+
+    // The WAL between the two went, but for what makes the pinned one consistent; and that is no
+    // error.
+    let verify = "/api/v1/stanzas/main/verify";
+    let job = instance.http.post_and_wait(verify, &json!({}), 60).expect(200).json();
+    assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(id_of(&job)));
+    assert_eq!(job["result"]["wal_expired"].as_array().unwrap().len(), 1, "{job:#}");
+    assert_eq!(job["result"]["backups"], 2);
+}
+
+#[test]
+fn annotations_are_added_replaced_and_removed() {
+    let instance = Instance::with_full_backup();
+    let label = labels(&instance)[0].clone();
+    let change = json!({ "annotations": { "ticket": "OPS-1", "why": "before --force; x = 'y'" } });
+    let view = patch(&instance, &label, &change).expect(200).json();
+    assert_eq!(view["annotations"], change["annotations"], "{view:#}");
+    let change = json!({ "annotations": { "ticket": "OPS-2", "why": null } });
+    patch(&instance, &label, &change).expect(200);
+    // pgBackRest itself says the same.
+    let info = instance.http.get("/api/v1/stanzas/main/info").expect(200).json();
+    assert_eq!(info[0]["backup"][0]["annotation"], json!({ "ticket": "OPS-2" }), "{info:#}");
+    for bad in [json!({ "headrest-pin": "x" }), json!({ "a b": null }), json!({ "a": "x\ny" })] {
+        let reply = patch(&instance, &label, &json!({ "annotations": bad }));
+        assert_eq!(reply.problem(422), "invalid-field", "{bad}");
+        assert_eq!(reply.json()["field"], "annotations");
+    }
+    let other = patch(&instance, "20200101-000000F", &json!({ "pinned": true }));
+    assert_eq!(other.problem(404), "no-such-backup");
+}
