@@ -1,6 +1,7 @@
 //! The task that judges what was seen, writes down how things stand, and tells of changes.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,16 @@ const EVERY: Duration = Duration::from_secs(5);
 /// How long a fault of archiving waits for a look at the repository, which may explain it.
 const EXPLAIN_WITHIN: Duration = Duration::from_secs(45);
 
+/// How long the archiver may take to find out that the repository is there again: it sleeps for a
+/// minute after three failures.
+const AFTERMATH: Duration = Duration::from_secs(90);
+
+/// A fault of archiving that may be another's.
+struct Doubt {
+    since: Instant,
+    explained_until: Option<Instant>,
+}
+
 pub(super) struct Monitor {
     parts: Parts,
     thresholds: Thresholds,
@@ -36,8 +47,8 @@ pub(super) struct Monitor {
     memories: BTreeMap<StanzaName, Memory>,
     /// What was told last.
     told: BTreeMap<(StanzaName, String), (Level, Timestamp)>,
-    /// Since when a fault of archiving waits to be explained.
-    unexplained: BTreeMap<StanzaName, Instant>,
+    /// Faults of archiving that may be another's.
+    doubts: BTreeMap<StanzaName, Doubt>,
     since: Timestamp,
 }
 
@@ -70,7 +81,7 @@ impl Monitor {
             kick,
             memories,
             told,
-            unexplained: BTreeMap::new(),
+            doubts: BTreeMap::new(),
             since: clock::now(),
         }
     }
@@ -139,7 +150,7 @@ impl Monitor {
             let key = (stanza.clone(), name.as_str().to_owned());
             let before = self.told.get(&key).map_or(Level::Pass, |(level, _)| *level);
             if name.as_str() == ARCHIVING && state.level == Level::Pass {
-                self.unexplained.remove(stanza);
+                self.doubts.remove(stanza);
             }
             // A new server is on its way to its first backup, which is no news.
             let new = now.duration_since(self.since) < FIRST_BACKUP;
@@ -148,7 +159,7 @@ impl Monitor {
             }
             if state.level > before
                 && name.as_str() == ARCHIVING
-                && (self.may_be_explained(stanza, found) || is_explained(name, all))
+                && self.is_not_news(stanza, found, is_explained(name, all))
             {
                 continue;
             }
@@ -170,15 +181,29 @@ impl Monitor {
         }
     }
 
-    /// Whether a look at the repository, which is asked for at once, must be waited for first.
-    fn may_be_explained(&mut self, stanza: &StanzaName, found: Option<&Found>) -> bool {
-        let first = !self.unexplained.contains_key(stanza);
-        let since = *self.unexplained.entry(stanza.clone()).or_insert_with(Instant::now);
-        if first {
-            self.kick.notify_one();
+    /// Whether a fault of archiving is not to be told, now: a look at the repository, which is asked
+    /// for at once, may explain it; or one does; or did until a moment ago, and the archiver has not
+    /// tried again since.
+    fn is_not_news(&mut self, stanza: &StanzaName, found: Option<&Found>, explained: bool) -> bool {
+        let now = Instant::now();
+        let new = Doubt { since: now, explained_until: None };
+        let doubt = match self.doubts.entry(stanza.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                self.kick.notify_one();
+                place.insert(new)
+            }
+        };
+        if explained {
+            doubt.explained_until = Some(now + AFTERMATH);
         }
-        let looked = found.is_some_and(|found| found.began >= since);
-        !looked && since.elapsed() < EXPLAIN_WITHIN
+        match doubt.explained_until {
+            Some(until) => now < until,
+            None => {
+                let looked = found.is_some_and(|found| found.began >= doubt.since);
+                !looked && doubt.since.elapsed() < EXPLAIN_WITHIN
+            }
+        }
     }
 
     async fn change(

@@ -23,6 +23,9 @@ const DEFAULT_LOCKS: &str = "/tmp/pgbackrest";
 /// Where its repository is when nobody says otherwise.
 const DEFAULT_REPOSITORY: &str = "/var/lib/pgbackrest";
 
+/// A server that is down for so long stays down.
+const JUST_DOWN: SignedDuration = SignedDuration::from_secs(15);
+
 /// What is remembered from look to look.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
@@ -75,7 +78,8 @@ pub(super) async fn gather(
     } else {
         None
     };
-    facts.server = Some(ServerFacts { up: up(&status), started_at: status.started_at, archiving });
+    facts.server =
+        Some(ServerFacts { up: up(&status, now), started_at: status.started_at, archiving });
     facts.disks = space::disks(places(side));
     facts.stop_file = Some(stop_file(side));
     facts.supported = supported(parts, &status);
@@ -107,7 +111,7 @@ async fn verified(parts: &Parts, stanza: &StanzaName) -> Option<(Timestamp, Opti
     })
 }
 
-fn up(status: &Status) -> Up {
+fn up(status: &Status, now: Timestamp) -> Up {
     if status.takes_writes() {
         return Up::Writes;
     }
@@ -125,6 +129,10 @@ fn up(status: &Status) -> Up {
         | ServerState::Ready => Up::Busy(status.state.to_string()),
         ServerState::Down if status.making == Making::UnderWay => {
             Up::Busy("a cluster is being made".to_owned())
+        }
+        // Between two orders, as at the start.
+        ServerState::Down if !status.held && now.duration_since(status.since) < JUST_DOWN => {
+            Up::Busy(status.state.to_string())
         }
         ServerState::Down => Up::Held(reason()),
         ServerState::BackingOff | ServerState::Failed => {

@@ -55,8 +55,9 @@ impl Looker {
     async fn look_for_ever(&self) {
         let mut asked: Option<Instant> = None;
         let mut missing_before = false;
+        let mut wanted = false;
         loop {
-            let found = self.look().await;
+            let found = self.look(wanted).await;
             let missing = found
                 .wal
                 .as_ref()
@@ -70,39 +71,36 @@ impl Looker {
             self.looks.send_modify(|all| {
                 all.insert(self.stanza.clone(), found);
             });
-            tokio::select! {
-                () = sleep(self.interval) => {}
-                () = self.kick.notified() => sleep(Duration::from_millis(200)).await,
-            }
+            wanted = tokio::select! {
+                () = sleep(self.interval) => false,
+                () = self.kick.notified() => true,
+            };
         }
     }
 
-    async fn look(&self) -> Found {
+    /// Looks; `wanted` by somebody who wants to know how it is now.
+    async fn look(&self, wanted: bool) -> Found {
         let began = Instant::now();
-        let found = |failed, wal| Found { began, failed, wal };
-        let catalog = &self.parts.context.catalog;
+        let failed = |why: String| Found { began, failed: Some(why), wal: None };
+        let seconds = PATIENCE.as_secs();
         // Who looked meanwhile looked for us, too.
-        let enough = Freshness::Within(self.interval.min(Duration::from_secs(5)));
-        match timeout(PATIENCE, catalog.observe(&self.stanza, enough)).await {
-            Err(_) => {
-                let why =
-                    format!("pgbackrest info does not answer within {} s", PATIENCE.as_secs());
-                return found(Some(why), None);
+        let recent = Freshness::Within(self.interval.min(Duration::from_secs(5)));
+        let enough = if wanted { Freshness::New } else { recent };
+        let catalog = &self.parts.context.catalog;
+        let seen = match timeout(PATIENCE, catalog.observe(&self.stanza, enough)).await {
+            Err(_) => return failed(format!("pgbackrest info does not answer within {seconds} s")),
+            Ok(Err(unavailable)) => return failed(unavailable.reason),
+            // An answer of long before would do for a page; here it must be from now.
+            Ok(Ok(seen)) if seen.age() > self.interval + PATIENCE => {
+                return failed("pgbackrest info has not answered for a while".to_owned());
             }
-            Ok(Err(unavailable)) => return found(Some(unavailable.reason), None),
-            Ok(Ok(_)) => {}
-        }
-        // An answer of before would do for a page; here it must be from now.
-        let old = catalog.last(&self.stanza).and_then(Result::ok);
-        if old.is_some_and(|seen| seen.age() > self.interval + PATIENCE) {
-            let why = "pgbackrest info has not answered for a while".to_owned();
-            return found(Some(why), None);
-        }
-        let Ok(wal) = timeout(PATIENCE, self.wal()).await else {
-            let why = format!("the archive cannot be listed within {} s", PATIENCE.as_secs());
-            return found(Some(why), None);
+            Ok(Ok(seen)) => seen,
         };
-        found(None, wal)
+        let began = began.checked_sub(seen.age()).unwrap_or(began);
+        match timeout(PATIENCE, self.wal()).await {
+            Ok(wal) => Found { began, failed: None, wal },
+            Err(_) => failed(format!("the archive cannot be listed within {seconds} s")),
+        }
     }
 
     /// The archive of a server that takes writes, compared with it.

@@ -262,7 +262,13 @@ impl Scheduler {
         let Some(entry) = self.entries.get_mut(name) else { return };
         let outcome = outcome.unwrap_or(Outcome::Interrupted);
         let ended = entry.state.clone().ended(&entry.schedule, job, outcome, clock::now());
-        let Some((state, next)) = ended else { return };
+        let Some((state, next)) = ended else {
+            // Somebody ran it by hand; if that went well, all is well.
+            if let Some(state) = entry.state.clone().went_well(outcome) {
+                self.turn(name, state, Vec::new()).await;
+            }
+            return;
+        };
         entry.state = state.clone();
         self.turn(name, state, Vec::new()).await;
         match next {
@@ -393,7 +399,9 @@ impl Scheduler {
             on_conflict: OnConflict::Refuse,
             idempotency_key: None,
         };
-        Ok(self.jobs.submit(submission).await?)
+        let job = self.jobs.submit(submission).await?;
+        self.follow(name, job.id);
+        Ok(job)
     }
 
     fn entry(&self, name: &ScheduleName) -> Result<&Entry, ScheduleError> {

@@ -13,6 +13,7 @@ mod ended;
 mod events;
 mod exits;
 mod gaps;
+mod health;
 mod info_answers;
 mod interrupted;
 mod lane;

@@ -164,6 +164,14 @@ impl Instance {
         self.wait_exit()
     }
 
+    /// What `headrest doctor` says, and its exit code.
+    pub(crate) fn doctor(&self) -> (Option<i32>, String) {
+        let mut doctor = Command::new(env!("CARGO_BIN_EXE_headrest"));
+        doctor.arg("doctor").env_clear().envs(&self.env).current_dir("/").stdin(Stdio::null());
+        let output = doctor.output().expect("cannot start headrest");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// Waits for Headrest's end.
     #[track_caller]
     pub(crate) fn wait_exit(&mut self) -> ExitStatus {

@@ -18,6 +18,7 @@ pub(crate) mod reaper;
 pub(crate) mod rows;
 pub(crate) mod small_disk;
 pub(crate) mod sql;
+pub(crate) mod told;
 
 use std::thread;
 use std::time::{Duration, Instant};

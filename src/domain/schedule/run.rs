@@ -201,6 +201,12 @@ impl State {
         self
     }
 
+    /// What was run by hand ended. `None` when that changes nothing.
+    pub fn went_well(self, outcome: Outcome) -> Option<Self> {
+        let well = matches!(outcome, Outcome::Succeeded | Outcome::Warned);
+        (well && self.trouble.is_some()).then_some(Self { trouble: None, ..self })
+    }
+
     /// A job ended. `None` when it is not the one that serves a moment.
     pub fn ended(
         mut self,
