@@ -197,13 +197,11 @@ impl Monitor {
         if explained {
             doubt.explained_until = Some(now + AFTERMATH);
         }
-        match doubt.explained_until {
-            Some(until) => now < until,
-            None => {
-                let looked = found.is_some_and(|found| found.began >= doubt.since);
-                !looked && doubt.since.elapsed() < EXPLAIN_WITHIN
-            }
+        if let Some(until) = doubt.explained_until {
+            return now < until;
         }
+        let looked = found.is_some_and(|found| found.began >= doubt.since);
+        !looked && doubt.since.elapsed() < EXPLAIN_WITHIN
     }
 
     async fn change(
