@@ -15,6 +15,7 @@ mod full_disk;
 mod identity;
 mod last_rungs;
 mod orders;
+mod probes;
 mod refusals;
 mod schedule;
 mod stale_pid;
