@@ -3,7 +3,9 @@
 use axum::body::Body;
 use axum::http::Request;
 
-use crate::service::{Answer, Service, TOKEN};
+use headrest::domain::schedule::{Schedule, ScheduleKind};
+
+use crate::service::{Answer, Options, Service, TOKEN};
 
 fn browser(method: &str, path: &str) -> axum::http::request::Builder {
     Request::builder()
@@ -124,4 +126,40 @@ async fn everything_a_page_needs_is_served_from_here() {
     assert_eq!(docs.status, 200, "{docs:?}");
     assert!(!docs.text.contains("https://"), "{}", docs.text);
     assert_eq!(service.get("/docs/swagger-ui-bundle.js").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_wrong_and_what_comes_next_is_on_the_page() {
+    let nightly = Schedule::new(
+        "nightly".parse().unwrap(),
+        "main".parse().unwrap(),
+        ScheduleKind::Full,
+        "0 2 * * *".parse().unwrap(),
+    );
+    let service = Service::with(Options { schedules: vec![nightly], ..Options::default() }).await;
+    let cookie = log_in(&service).await;
+    // The recorded backups are old, which the health finds out.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let shown = loop {
+        let shown = page(&service, &cookie).await.text;
+        if shown.contains("last-backup") {
+            break shown;
+        }
+        assert!(std::time::Instant::now() < deadline, "{shown}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    for part in
+        ["Problems", "the newest backup ended", "nightly", "At 02:00", "Next run", "on time"]
+    {
+        assert!(shown.contains(part), "{part} is not on the page: {shown}");
+    }
+    let health = service.get("/api/v1/health").await;
+    assert_eq!((health.status.as_u16(), &health.json()["status"]), (503, &"fail".into()));
+    let nagios = service.get("/api/v1/health?format=nagios&strict=1").await;
+    assert!(nagios.text.starts_with("HEADREST CRITICAL - last-"), "{}", nagios.text);
+    for query in ["strict=maybe", "format=xml", "colour=red"] {
+        let answer = service.get(&format!("/api/v1/health?{query}")).await;
+        answer.is_problem(422, "invalid-field");
+    }
+    service.get("/api/v1/health?stanza=other").await.is_problem(404, "no-such-stanza");
 }

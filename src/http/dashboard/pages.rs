@@ -11,8 +11,9 @@ use tokio::time::timeout;
 
 use super::html;
 use super::view::{
-    BackupRow, Fact, JobRow, Moment, Tone, archive_fact, backup_row, fact, job_row, moment,
-    postgres_fact, repository_fact, restoring_fact, safety_fact, unsafe_on_purpose,
+    BackupRow, Fact, JobRow, Moment, ProblemRow, ScheduleRow, Tone, archive_fact, backup_row, fact,
+    job_row, moment, next_fact, postgres_fact, problem_rows, repository_fact, restoring_fact,
+    safety_fact, schedule_row, unsafe_on_purpose, with_problems,
 };
 use crate::clock;
 use crate::domain::StanzaName;
@@ -44,6 +45,9 @@ struct Overview {
     running: Option<JobRow>,
     waiting: usize,
     last_backup: Option<BackupRow>,
+    problems: Vec<ProblemRow>,
+    next: Fact,
+    schedules: Vec<ScheduleRow>,
     backups: Vec<BackupRow>,
     more_backups: usize,
     jobs: Vec<JobRow>,
@@ -119,14 +123,20 @@ pub(in crate::http) async fn overview(
             }
         }
     };
+    let checks = state.monitor.health(&stanza, now);
+    let views = state.scheduler.views();
+    let own: Vec<_> = views.iter().filter(|view| view.schedule.stanza == stanza).collect();
     let page = Overview {
+        problems: problem_rows(&checks),
+        next: next_fact(&own, now),
+        schedules: own.iter().map(|view| schedule_row(view, now)).collect(),
         stanza: stanza.to_string(),
         csrf: match &caller.via {
             Via::Session { csrf } => csrf.clone(),
             Via::Open | Via::Token => String::new(),
         },
         can_log_out: matches!(caller.via, Via::Session { .. }),
-        safety,
+        safety: with_problems(safety, &checks),
         postgres,
         repository,
         archive,

@@ -2,14 +2,17 @@
 
 use jiff::{SignedDuration, Timestamp, Unit};
 
+use crate::domain::health::{Check, Level};
 use crate::domain::job::{Job, JobState};
 use crate::domain::restore::Journal;
+use crate::domain::schedule::run::Step;
 use crate::domain::window::Window;
 use crate::http::api::jobs::describe;
 use crate::http::api::restores::advice;
 use crate::pgbackrest::info::{self, StanzaStatus};
 use crate::postgres::state::ServerState;
 use crate::postgres::supervisor::{Archiving, Status};
+use crate::scheduler::View;
 
 /// How well something is: a word, a mark and a colour, so that none of them carries it alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +61,26 @@ pub(super) struct BackupRow {
     pub(super) size: String,
     pub(super) added: String,
     pub(super) marked: bool,
+}
+
+/// A check that does not pass.
+#[derive(Debug)]
+pub(super) struct ProblemRow {
+    pub(super) tone: Tone,
+    pub(super) level: &'static str,
+    pub(super) name: String,
+    pub(super) detail: String,
+    pub(super) hint: &'static str,
+}
+
+#[derive(Debug)]
+pub(super) struct ScheduleRow {
+    pub(super) name: String,
+    pub(super) kind: &'static str,
+    pub(super) when: String,
+    pub(super) tone: Tone,
+    pub(super) state: String,
+    pub(super) next: Moment,
 }
 
 #[derive(Debug)]
@@ -237,6 +260,69 @@ pub(super) fn archive_fact(status: &Status, now: Timestamp) -> Fact {
     }
 }
 
+/// The checks that do not pass, worst first.
+pub(super) fn problem_rows(checks: &[Check]) -> Vec<ProblemRow> {
+    let tone = |level| match level {
+        Level::Pass => Tone::Good,
+        Level::Warn => Tone::Warn,
+        Level::Fail => Tone::Bad,
+    };
+    let bad = checks.iter().filter(|check| check.level != Level::Pass);
+    bad.map(|check| ProblemRow {
+        tone: tone(check.level),
+        level: check.level.as_str(),
+        name: check.key.to_string(),
+        detail: check.detail.clone(),
+        hint: check.hint,
+    })
+    .collect()
+}
+
+/// "Safe" is not said while a check fails.
+pub(super) fn with_problems(safety: Fact, checks: &[Check]) -> Fact {
+    let fails = checks.iter().any(|check| check.level == Level::Fail);
+    match safety.tone {
+        Tone::Good if fails => {
+            Fact { tone: Tone::Warn, word: format!("{}, with problems", safety.word), ..safety }
+        }
+        Tone::Good | Tone::Busy | Tone::Warn | Tone::Bad => safety,
+    }
+}
+
+/// What is done by itself next.
+pub(super) fn next_fact(views: &[&View], now: Timestamp) -> Fact {
+    let coming = views.iter().filter_map(|view| Some((view.next?.1, view)));
+    match coming.min_by_key(|(due, _)| *due) {
+        Some((due, view)) => {
+            let detail = format!("{} in {}", view.schedule.kind, span(due.duration_since(now)));
+            fact(Tone::Good, view.schedule.name.as_str(), &detail)
+        }
+        None => fact(Tone::Warn, "none", "nothing is scheduled"),
+    }
+}
+
+pub(super) fn schedule_row(view: &View, now: Timestamp) -> ScheduleRow {
+    let (tone, state) = match (&view.state.trouble, &view.state.run) {
+        _ if view.state.paused => (Tone::Warn, "paused".to_owned()),
+        (Some(trouble), _) => (Tone::Warn, trouble.text.clone()),
+        (None, Some(run)) => match &run.step {
+            Step::Held { why } => (Tone::Busy, format!("waits: {why}")),
+            Step::Starting | Step::Running { .. } => (Tone::Busy, "running".to_owned()),
+            Step::Retrying { .. } => (Tone::Warn, "failed, is tried again".to_owned()),
+        },
+        (None, None) => (Tone::Good, "on time".to_owned()),
+    };
+    let schedule = &view.schedule;
+    ScheduleRow {
+        name: schedule.name.to_string(),
+        kind: schedule.kind.as_str(),
+        when: format!("{} ({}, {})", schedule.cron.in_words(), schedule.cron, schedule.timezone),
+        tone,
+        state,
+        next: view.next.map(|(_, due)| moment(due, now)).unwrap_or_default(),
+    }
+}
+
 pub(super) fn backup_row(backup: &info::Backup, now: Timestamp) -> BackupRow {
     let took = backup.started_at.zip(backup.stopped_at);
     BackupRow {
@@ -282,7 +368,11 @@ pub(super) fn moment(at: Timestamp, now: Timestamp) -> Moment {
     Moment {
         machine: whole.to_string(),
         human: whole.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
-        ago: format!("{} ago", span(now.duration_since(at))),
+        ago: if at > now {
+            format!("in {}", span(at.duration_since(now)))
+        } else {
+            format!("{} ago", span(now.duration_since(at)))
+        },
     }
 }
 
