@@ -61,7 +61,7 @@ impl MonitorHandle {
             .collect();
         let (publish, facts) = watch::channel(Arc::new(nothing));
         let handle = Self { facts, thresholds: Arc::new(config.thresholds.clone()) };
-        let kick = Arc::new(Notify::new());
+        let mut kicks = BTreeMap::new();
         let (looks, seen) = watch::channel(BTreeMap::new());
         for stanza in &parts.stanzas {
             let looker = repository::Looker {
@@ -69,12 +69,14 @@ impl MonitorHandle {
                 stanza: stanza.clone(),
                 interval: config.interval,
                 looks: looks.clone(),
-                kick: Arc::clone(&kick),
+                kick: Arc::clone(
+                    kicks.entry(stanza.clone()).or_insert_with(Arc::<Notify>::default),
+                ),
             };
             tokio::spawn(looker.run());
         }
         let thresholds = config.thresholds.clone();
-        let actor = actor::Monitor::new(parts, thresholds, publish, seen, kick).await;
+        let actor = actor::Monitor::new(parts, thresholds, publish, seen, kicks).await;
         tokio::spawn(actor.run(pulse));
         handle
     }

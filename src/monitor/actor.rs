@@ -43,7 +43,8 @@ pub(super) struct Monitor {
     thresholds: Thresholds,
     publish: watch::Sender<Arc<BTreeMap<StanzaName, Facts>>>,
     looks: watch::Receiver<BTreeMap<StanzaName, Found>>,
-    kick: Arc<Notify>,
+    /// Makes a look at the repositories of a stanza come at once.
+    kicks: BTreeMap<StanzaName, Arc<Notify>>,
     memories: BTreeMap<StanzaName, Memory>,
     /// What was told last.
     told: BTreeMap<(StanzaName, String), (Level, Timestamp)>,
@@ -58,7 +59,7 @@ impl Monitor {
         thresholds: Thresholds,
         publish: watch::Sender<Arc<BTreeMap<StanzaName, Facts>>>,
         looks: watch::Receiver<BTreeMap<StanzaName, Found>>,
-        kick: Arc<Notify>,
+        kicks: BTreeMap<StanzaName, Arc<Notify>>,
     ) -> Self {
         let mut told = BTreeMap::new();
         let mut memories: BTreeMap<StanzaName, Memory> = BTreeMap::new();
@@ -78,7 +79,7 @@ impl Monitor {
             thresholds,
             publish,
             looks,
-            kick,
+            kicks,
             memories,
             told,
             doubts: BTreeMap::new(),
@@ -190,7 +191,9 @@ impl Monitor {
         let doubt = match self.doubts.entry(stanza.clone()) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
-                self.kick.notify_one();
+                if let Some(kick) = self.kicks.get(stanza) {
+                    kick.notify_one();
+                }
                 place.insert(new)
             }
         };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -215,7 +216,14 @@ impl Service {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
-        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let gzipped = parts.headers.get("content-encoding").is_some_and(|coding| coding == "gzip");
+        let text = if gzipped {
+            let mut text = String::new();
+            flate2::read::GzDecoder::new(bytes.as_ref()).read_to_string(&mut text).unwrap();
+            text
+        } else {
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
         Answer { status: parts.status, headers: parts.headers, text }
     }
 

@@ -112,3 +112,33 @@ fn every_minute_is_served_on_time_and_a_killed_headrest_loses_none() {
     let expect: Vec<_> = (0..3).map(|n| ("run", minutes(n), &one)).collect();
     assert_eq!(told, expect, "each moment once");
 }
+
+#[test]
+fn with_nothing_configured_there_are_two_and_one_switch_turns_them_off() {
+    let names = |instance: &Instance| -> Vec<(String, String)> {
+        let all = instance.http.get("/api/v1/schedules").expect(200).json();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let items = all["items"].as_array().unwrap().iter();
+        items.map(|item| (text(&item["name"]), text(&item["origin"]))).collect()
+    };
+    let mut instance = Instance::new();
+    let _fake = Fake::installed_in(&mut instance);
+    instance.env.remove("HEADREST_DEFAULT_SCHEDULE");
+    instance.start();
+    let default = |name: &str| (name.to_owned(), "default".to_owned());
+    assert_eq!(names(&instance), [default("daily-diff"), default("weekly-full")]);
+    let path = "/api/v1/schedules/daily-diff";
+    let change = json!({"type": "full", "cron": "@daily"});
+    let change = instance.http.request(reqwest::Method::PUT, path).json(&change);
+    assert_eq!(crate::support::client::send(change).problem(409), "schedule-read-only");
+    instance.stop();
+    instance.set("HEADREST_DEFAULT_SCHEDULE", "off");
+    instance.start();
+    assert_eq!(names(&instance), []);
+    instance.stop();
+    // Nothing that is not backed up has a schedule.
+    instance.env.remove("HEADREST_DEFAULT_SCHEDULE");
+    instance.set("HEADREST_BACKUPS", "off");
+    instance.start();
+    assert_eq!(names(&instance), []);
+}
