@@ -116,7 +116,7 @@ impl Gauges {
             ),
             Family::gauge(
                 "headrest_wal_gap_segments",
-                "WAL segments that are missing in the archive.",
+                "WAL segments that are missing in the archive since the newest backup.",
                 of(&values.wal_gap),
             ),
             Family::gauge(

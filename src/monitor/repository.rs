@@ -98,6 +98,13 @@ impl Looker {
         };
         let began = began.checked_sub(seen.age()).unwrap_or(began);
         match timeout(PATIENCE, self.wal()).await {
+            // What is not known now is not told as if it were.
+            Ok(None) => {
+                for repo in &seen.stanza.repos {
+                    self.parts.gauges.set_wal_gap(&self.stanza, repo.key, None);
+                }
+                Found { began, failed: None, wal: None }
+            }
             Ok(wal) => Found { began, failed: None, wal },
             Err(_) => failed(format!("the archive cannot be listed within {seconds} s")),
         }
@@ -122,8 +129,6 @@ impl Looker {
         for window in &own {
             let moments = window.from().zip(window.to());
             gauges.set_recovery_window(&self.stanza, window.repo, moments);
-            let missing = window.gaps.iter().map(Gap::segments).sum();
-            gauges.set_wal_gap(&self.stanza, window.repo, Some(missing));
             let newest = newest_set(catalogue, window.repo)?;
             let begin = newest.archive_start.number();
             // Several workers archive at once: before the server takes a segment for archived a
@@ -133,6 +138,7 @@ impl Looker {
                     gap.first.timeline() != last.timeline() || gap.first.number() <= last.number()
                 })
             };
+            let mut segments = 0;
             for gap in window.gaps.iter().filter(settled) {
                 let told = if own.len() > 1 {
                     format!("{gap} in repository {}", window.repo)
@@ -140,11 +146,13 @@ impl Looker {
                     gap.to_string()
                 };
                 if gap.last.number() >= begin {
+                    segments += gap.segments();
                     facts.missing.push(told);
                 } else {
                     facts.missing_before.push(told);
                 }
             }
+            gauges.set_wal_gap(&self.stanza, window.repo, Some(segments));
         }
         facts.dropped = archived.filter(|last| is_dropped(&look, *last)).map(|s| s.to_string());
         Some(facts)
