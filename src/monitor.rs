@@ -7,6 +7,7 @@
 
 mod actor;
 mod facts;
+mod machine;
 mod repository;
 mod space;
 

@@ -117,6 +117,7 @@ pub enum Expected {
 pub struct SchedulerHandle {
     commands: mpsc::Sender<Command>,
     views: watch::Receiver<Arc<Vec<View>>>,
+    unreadable: Arc<Vec<(String, String)>>,
 }
 
 impl SchedulerHandle {
@@ -130,13 +131,18 @@ impl SchedulerHandle {
         let (commands, inbox) = mpsc::channel(16);
         let (publish, views) = watch::channel(Arc::new(Vec::new()));
         let mut actor = actor::Scheduler::new(context, jobs, publish);
-        actor.load(fixed).await;
-        (Self { commands, views }, tokio::spawn(actor.run(inbox, pulse)))
+        let unreadable = Arc::new(actor.load(fixed).await);
+        (Self { commands, views, unreadable }, tokio::spawn(actor.run(inbox, pulse)))
     }
 
     /// Every schedule, by name.
     pub fn views(&self) -> Arc<Vec<View>> {
         self.views.borrow().clone()
+    }
+
+    /// Schedules that are stored and do not run, with the reason.
+    pub fn unreadable(&self) -> &[(String, String)] {
+        &self.unreadable
     }
 
     /// Follows them.

@@ -147,8 +147,10 @@ pub struct ArchivingFacts {
 pub struct RepositoryFacts {
     /// What is wrong with the repositories; nothing when that is empty.
     pub troubles: Vec<String>,
-    /// The stanza was not created.
-    pub missing: bool,
+    /// One of them cannot be read, or does not answer.
+    pub away: bool,
+    /// In which of them the stanza was not created.
+    pub missing: Vec<String>,
     /// When the newest backup ended.
     pub last_backup_at: Option<Timestamp>,
     /// When the newest full backup ended.
@@ -188,6 +190,8 @@ pub struct ScheduleFacts {
     pub backs_up: bool,
     /// What went wrong last.
     pub trouble: Option<Trouble>,
+    /// Why a run that is due does not come, or does not end.
+    pub overdue: Option<String>,
 }
 
 /// What is known of a stanza.
@@ -201,6 +205,8 @@ pub struct Facts {
     pub server: Option<ServerFacts>,
     /// What `info` said, or why it said nothing; `None` until it was asked.
     pub repository: Option<Result<RepositoryFacts, String>>,
+    /// A backup is under way: it may take long, and it is what the age of backups asks for.
+    pub backing_up: bool,
     /// The archive; `None` until it was looked at.
     pub wal: Option<WalFacts>,
     /// The newest verification: when, and what it found wrong.
@@ -211,6 +217,8 @@ pub struct Facts {
     pub schedules: Vec<ScheduleFacts>,
     /// File systems.
     pub disks: Vec<Disk>,
+    /// One of them does not answer.
+    pub disk_hangs: bool,
     /// Whether this pgBackRest supports this PostgreSQL, when that is known; else why not.
     pub supported: Option<Result<(), String>>,
 }
@@ -223,12 +231,23 @@ impl Facts {
             not_backed_up: None,
             server: None,
             repository: None,
+            backing_up: false,
             wal: None,
             verified: None,
             stop_file: None,
             schedules: Vec::new(),
             disks: Vec::new(),
+            disk_hangs: false,
             supported: None,
+        }
+    }
+
+    /// Whether a repository cannot be reached, which explains why nothing is archived.
+    pub fn repository_is_away(&self) -> bool {
+        match &self.repository {
+            Some(Ok(repository)) => repository.away,
+            Some(Err(_)) => true,
+            None => false,
         }
     }
 

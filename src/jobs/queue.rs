@@ -33,6 +33,8 @@ use steer::PhaseTeller;
 pub(super) use steer::{Helm, SteerOrder};
 
 const BEAT: Duration = Duration::from_secs(2);
+/// How soon the end of a job that could not be written is written again.
+const WRITE_AGAIN: Duration = Duration::from_secs(2);
 
 /// What one lane is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -381,18 +383,27 @@ impl Queue {
     async fn on_end(&mut self, ended: Result<(StanzaName, JobId, Ended), tokio::task::JoinError>) {
         let Ok((stanza, id, ended)) = ended else { return };
         let Some(lane) = self.lanes.get_mut(&stanza) else { return };
-        let Some(Running { mut job, .. }) = lane.running.take_if(|r| r.job.id == id) else {
-            return;
-        };
+        let Some(running) = lane.running.take_if(|r| r.job.id == id) else { return };
         let Some(outcome) = ended.outcome else {
             tracing::info!(job.id = %id, "job {id} goes on at the next start of Headrest");
             return;
         };
-        (job.result, job.error) = (ended.result, ended.error);
+        let mut job = running.job.clone();
+        (job.result, job.error) = (ended.result.clone(), ended.error.clone());
         advance(&mut job, JobEvent::Finish(outcome));
         if let Err(error) = save(&self.context, &job).await {
             let error = crate::telemetry::chain(&error);
             tracing::error!(job.id = %id, "cannot note that a job ended: {error}");
+            if !self.context.shutdown.is_cancelled() {
+                // It keeps its lane until that is written: else it would run for ever, for everybody
+                // who asks. The next start would close it.
+                lane.running = Some(running);
+                self.work.spawn(async move {
+                    tokio::time::sleep(WRITE_AGAIN).await;
+                    (stanza, id, ended)
+                });
+                return;
+            }
         }
         if let Some(error) = &job.error {
             tracing::warn!(job.id = %id, "job {id} {outcome}: {}", error.message);

@@ -14,9 +14,7 @@ use super::facts::{self, Memory};
 use super::repository::Found;
 use crate::clock;
 use crate::domain::StanzaName;
-use crate::domain::health::conditions::{
-    ARCHIVING, ConditionName, State, conditions, event_of, is_explained,
-};
+use crate::domain::health::conditions::{ARCHIVING, ConditionName, State, conditions, event_of};
 use crate::domain::health::{FIRST_BACKUP, Facts, Level, ScheduleFacts, Thresholds};
 use crate::metrics::NextRun;
 use crate::pulse::Pulse;
@@ -28,6 +26,8 @@ const EVERY: Duration = Duration::from_secs(5);
 /// How long a fault of archiving waits for a look at the repository, which may explain it.
 const EXPLAIN_WITHIN: Duration = Duration::from_secs(45);
 
+/// For how long something must be better before that is told.
+const SETTLES_IN: Duration = Duration::from_secs(15);
 /// How long the archiver may take to find out that the repository is there again: it sleeps for a
 /// minute after three failures.
 const AFTERMATH: Duration = Duration::from_secs(90);
@@ -48,6 +48,8 @@ pub(super) struct Monitor {
     memories: BTreeMap<StanzaName, Memory>,
     /// What was told last.
     told: BTreeMap<(StanzaName, String), (Level, Timestamp)>,
+    /// Since when something is better than what was told.
+    better_since: BTreeMap<(StanzaName, String), Instant>,
     /// Faults of archiving that may be another's.
     doubts: BTreeMap<StanzaName, Doubt>,
     since: Timestamp,
@@ -82,6 +84,7 @@ impl Monitor {
             kicks,
             memories,
             told,
+            better_since: BTreeMap::new(),
             doubts: BTreeMap::new(),
             since: clock::now(),
         }
@@ -94,6 +97,7 @@ impl Monitor {
         while !shutdown.is_cancelled() {
             pulse.beat();
             self.look().await;
+            pulse.beat();
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 () = sleep(EVERY) => {}
@@ -119,7 +123,7 @@ impl Monitor {
                 levels.push((check.key.to_string(), stanza.to_string(), check.level));
             }
             let all_of_it = conditions(&checks);
-            self.tell(&stanza, &all_of_it, found.as_ref(), &facts.schedules, now).await;
+            self.tell(&stanza, &all_of_it, found.as_ref(), &facts, now).await;
             all.insert(stanza, facts);
         }
         self.parts.gauges.set_health(levels);
@@ -144,33 +148,43 @@ impl Monitor {
         stanza: &StanzaName,
         all: &BTreeMap<ConditionName, State>,
         found: Option<&Found>,
-        schedules: &[ScheduleFacts],
+        facts: &Facts,
         now: Timestamp,
     ) {
+        let away = facts.repository_is_away();
         for (name, state) in all {
             let key = (stanza.clone(), name.as_str().to_owned());
             let before = self.told.get(&key).map_or(Level::Pass, |(level, _)| *level);
             if name.as_str() == ARCHIVING && state.level == Level::Pass {
                 self.doubts.remove(stanza);
             }
+            if before == state.level {
+                self.better_since.remove(&key);
+            }
             // A new server is on its way to its first backup, which is no news.
             let new = now.duration_since(self.since) < FIRST_BACKUP;
-            if before == state.level || (new && state.level == Level::Warn && name.is_for_new()) {
+            // The same while one is being made.
+            let expected = new || facts.backing_up;
+            if before == state.level
+                || (expected && state.level == Level::Warn && name.is_for_new())
+                || !self.has_settled(&key, state.level < before)
+            {
                 continue;
             }
             if state.level > before
                 && name.as_str() == ARCHIVING
-                && self.is_not_news(stanza, found, is_explained(name, all))
+                && self.is_not_news(stanza, found, away)
             {
                 continue;
             }
-            self.change(stanza, name, state, before, schedules, now).await;
+            self.change(stanza, name, state, before, &facts.schedules, now).await;
         }
-        // A schedule that is no more has nothing to tell.
+        // A schedule or a disk that is no more has nothing to tell.
+        let several = ["schedule:", "disk-space:"];
         let gone: Vec<_> = self
             .told
             .keys()
-            .filter(|(of, name)| of == stanza && name.starts_with("schedule:"))
+            .filter(|(of, name)| of == stanza && several.iter().any(|of| name.starts_with(of)))
             .filter(|(_, name)| !all.keys().any(|known| known.as_str() == name))
             .cloned()
             .collect();
@@ -180,6 +194,17 @@ impl Monitor {
                 tracing::warn!("a condition is not forgotten: {}", chain(&error));
             }
         }
+    }
+
+    /// Whether something is better for long enough to be told: what goes up and down around a limit
+    /// would be told without end. What gets worse is told at once.
+    fn has_settled(&mut self, key: &(StanzaName, String), better: bool) -> bool {
+        if !better {
+            self.better_since.remove(key);
+            return true;
+        }
+        let since = *self.better_since.entry(key.clone()).or_insert_with(Instant::now);
+        since.elapsed() >= SETTLES_IN
     }
 
     /// Whether a fault of archiving is not to be told, now: a look at the repository, which is asked
@@ -227,18 +252,25 @@ impl Monitor {
                 tracing::error!(stanza.name = %stanza, "{} was {before} and is {}: {detail}", name.as_str(), state.level);
             }
         }
+        let key = (stanza.clone(), name.as_str().to_owned());
+        // Of a fault that gets worse or milder: since it began.
+        let since = match self.told.get(&key) {
+            Some((_, since)) if before != Level::Pass && state.level != Level::Pass => *since,
+            Some(_) | None => now,
+        };
         let condition = Condition {
             stanza: stanza.clone(),
             name: name.as_str().to_owned(),
             level: state.level,
-            since: now,
+            since,
         };
         let event = event_of(stanza, name, state, before, schedules, now);
         let notices = event.map(|event| self.parts.notifier.routed(&event)).unwrap_or_default();
         match self.parts.context.store.change_condition(condition, notices).await {
             Ok(()) => {
                 self.parts.notifier.wake();
-                self.told.insert((stanza.clone(), name.as_str().to_owned()), (state.level, now));
+                self.better_since.remove(&key);
+                self.told.insert(key, (state.level, since));
             }
             Err(error) => tracing::error!("how things stand is not written: {}", chain(&error)),
         }

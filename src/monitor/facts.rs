@@ -1,27 +1,30 @@
 //! The facts of the server and of this machine, which cost little.
 
-use std::path::{Path, PathBuf};
-
 use jiff::{SignedDuration, Timestamp};
 
+use super::Parts;
+use super::machine::{self, Machine};
 use super::repository::Found;
-use super::{Parts, space};
 use crate::domain::health::{
     ArchivingFacts, Facts, RepositoryFacts, ScheduleFacts, ServerFacts, Up,
 };
-use crate::domain::{JobKind, JobState, StanzaName};
+use crate::domain::schedule::run::{Step, Trouble};
+use crate::domain::{JobKind, JobSpec, JobState, StanzaName};
 use crate::jobs::context::ServerSide;
 use crate::pgbackrest::command::archive_command;
 use crate::pgbackrest::info::{StanzaInfo, StanzaStatus};
 use crate::postgres::client::{ArchiveSettings, Connection};
 use crate::postgres::state::ServerState;
 use crate::postgres::supervisor::{Archiving, Making, Status};
+use crate::scheduler::View;
 use crate::store::JobFilter;
 
-/// Where pgBackRest keeps locks and stop files when nobody says otherwise.
-const DEFAULT_LOCKS: &str = "/tmp/pgbackrest";
-/// Where its repository is when nobody says otherwise.
-const DEFAULT_REPOSITORY: &str = "/var/lib/pgbackrest";
+/// The codes with which a verification says that something is not whole.
+const VERDICTS: [&str; 2] = ["verify-errors", "wal-gap"];
+/// A run that is held for so long is overdue.
+const HELD_TOO_LONG: SignedDuration = SignedDuration::from_mins(15);
+/// A run that takes so long hangs.
+const RUNS_TOO_LONG: SignedDuration = SignedDuration::from_hours(24);
 
 /// A server that is down for so long stays down.
 const JUST_DOWN: SignedDuration = SignedDuration::from_secs(15);
@@ -30,6 +33,8 @@ const JUST_DOWN: SignedDuration = SignedDuration::from_secs(15);
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     connection: Option<Connection>,
+    machine: Machine,
+    repository: Option<Result<RepositoryFacts, String>>,
     /// Since when archiving fails.
     pub(super) failing_since: Option<Timestamp>,
 }
@@ -45,14 +50,24 @@ pub(super) async fn gather(
 ) -> Facts {
     let context = &parts.context;
     let side = context.server.as_ref().filter(|side| side.stanza == *stanza);
+    let first = parts.stanzas.first() == Some(stanza);
     let mut facts = Facts::none(since);
-    facts.repository = found.and_then(|found| match &found.failed {
-        Some(why) => Some(Err(why.clone())),
-        None => context.catalog.last(stanza).map(|seen| {
+    facts.repository = match found {
+        None => None,
+        // One bad look is no news yet: what was before still counts.
+        Some(found) if found.is_unsure => memory.repository.clone(),
+        Some(Found { failed: Some(why), .. }) => Some(Err(why.clone())),
+        Some(_) => context.catalog.last(stanza).map(|seen| {
             let seen = seen.map_err(|unavailable| unavailable.reason)?;
             Ok(repository(&seen.stanza))
         }),
-    });
+    };
+    memory.repository.clone_from(&facts.repository);
+    facts.backing_up = parts
+        .jobs
+        .lane(stanza)
+        .and_then(|lane| lane.running)
+        .is_some_and(|(_, kind)| kind == JobKind::Backup);
     facts.wal = found.and_then(|found| found.wal.clone());
     let views = parts.scheduler.views();
     let own = views.iter().filter(|view| view.schedule.stanza == *stanza && !view.state.paused);
@@ -61,8 +76,16 @@ pub(super) async fn gather(
             name: view.schedule.name.to_string(),
             backs_up: view.schedule.kind.backup_type().is_some(),
             trouble: view.state.trouble.clone(),
+            overdue: overdue(view, now),
         })
         .collect();
+    let unreadable = parts.scheduler.unreadable().iter();
+    facts.schedules.extend(unreadable.filter(|_| first).map(|(name, why)| ScheduleFacts {
+        name: name.clone(),
+        backs_up: true,
+        trouble: Some(Trouble { missed: true, text: format!("it does not run: {why}") }),
+        overdue: None,
+    }));
     facts.verified = verified(parts, stanza).await;
     let Some(side) = side else { return facts };
     facts.not_backed_up = match side.archiving {
@@ -73,15 +96,19 @@ pub(super) async fn gather(
         Archiving::NotOurs => Some("backups are turned off".to_owned()),
     };
     let status = context.postgres.status();
+    let (seen, hangs) = memory.machine.look(side).await;
     let archiving = if status.takes_writes() {
-        archiving(parts, side, &status, memory, now).await
+        archiving(parts, side, &status, seen.as_ref(), memory, now).await
     } else {
         None
     };
     facts.server =
         Some(ServerFacts { up: up(&status, now), started_at: status.started_at, archiving });
-    facts.disks = space::disks(places(side));
-    facts.stop_file = Some(stop_file(side));
+    facts.disk_hangs = hangs;
+    if let Some(seen) = seen {
+        facts.disks = seen.disks;
+        facts.stop_file = Some(seen.stop_file);
+    }
     facts.supported = supported(parts, &status);
     facts
 }
@@ -91,24 +118,39 @@ async fn verified(parts: &Parts, stanza: &StanzaName) -> Option<(Timestamp, Opti
     let filter = JobFilter {
         kind: Some(JobKind::Verify),
         stanza: Some(stanza.clone()),
-        limit: 5,
+        limit: 50,
         ..JobFilter::default()
     };
     let jobs = parts.context.store.jobs(filter).await.ok()?;
     jobs.into_iter().find_map(|job| {
-        let found = match job.state {
-            JobState::Succeeded | JobState::Warned => None,
-            JobState::Failed => {
-                Some(job.error.map_or_else(|| "no reason".to_owned(), |error| error.message))
+        let at = job.finished_at?;
+        match (job.state, &job.spec, job.error) {
+            // Only who looked at everything can say that everything is whole.
+            (JobState::Succeeded | JobState::Warned, JobSpec::Verify(spec), _) => {
+                (spec.set.is_none() && spec.repo.is_none()).then_some((at, None))
             }
-            JobState::Queued
-            | JobState::Running
-            | JobState::Cancelling
-            | JobState::Cancelled
-            | JobState::Interrupted => return None,
-        };
-        Some((job.finished_at?, found))
+            // What could not be looked at is no verdict.
+            (JobState::Failed, _, Some(error)) => {
+                VERDICTS.contains(&error.code.as_str()).then_some((at, Some(error.message)))
+            }
+            _ => None,
+        }
     })
+}
+
+/// Since when a schedule's run is due and does not come, or does not end, and why.
+fn overdue(view: &View, now: Timestamp) -> Option<String> {
+    let run = view.state.run.as_ref()?;
+    let late = now.duration_since(run.due);
+    match &run.step {
+        Step::Held { why } if late >= HELD_TOO_LONG => {
+            Some(format!("the run of {} waits: {why}", run.slot))
+        }
+        Step::Running { job } if late >= RUNS_TOO_LONG => {
+            Some(format!("job {job} of the run of {} still runs", run.slot))
+        }
+        Step::Held { .. } | Step::Starting | Step::Running { .. } | Step::Retrying { .. } => None,
+    }
 }
 
 fn up(status: &Status, now: Timestamp) -> Up {
@@ -145,11 +187,13 @@ async fn archiving(
     parts: &Parts,
     side: &ServerSide,
     status: &Status,
+    seen: Option<&machine::Seen>,
     memory: &mut Memory,
     now: Timestamp,
 ) -> Option<ArchivingFacts> {
     let settings = settings(status, memory).await?;
-    let facts = status.archiver.clone().unwrap_or_default();
+    // Just started: nobody has asked yet.
+    let facts = status.archiver.clone()?;
     let segment = facts.last_failed_wal.clone().unwrap_or_default();
     let failing = if facts.is_failing() {
         // The statistics tell the last failure, not the first of a row.
@@ -159,7 +203,7 @@ async fn archiving(
         None
     };
     let ours = archive_command(&parts.context.tool.binary.display().to_string(), &side.stanza);
-    let ready = ready(&side.data_dir.join("pg_wal/archive_status"));
+    let ready = seen?.ready;
     parts.gauges.set_wal_ready(&side.stanza, Some(ready));
     Some(ArchivingFacts {
         enabled: settings.enabled,
@@ -184,78 +228,42 @@ async fn settings(status: &Status, memory: &mut Memory) -> Option<ArchiveSetting
     answer.ok()
 }
 
-/// Files whose turn to be archived has come.
-fn ready(archive_status: &Path) -> u64 {
-    let entries = std::fs::read_dir(archive_status).into_iter().flatten().flatten();
-    let ready = entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(".ready"));
-    u64::try_from(ready.count()).unwrap_or(u64::MAX)
-}
-
 fn repository(stanza: &StanzaInfo) -> RepositoryFacts {
-    let troubles = stanza.repos.iter().filter(|repo| is_trouble(repo.status.meaning()));
-    let mut troubles: Vec<String> = troubles
-        .map(|repo| format!("repository {}: {}", repo.key, first_line(&repo.status.message)))
-        .collect();
-    if troubles.is_empty() && is_trouble(stanza.status.meaning()) {
-        troubles.push(first_line(&stanza.status.message).to_owned());
+    let mut facts = RepositoryFacts::default();
+    let mut judge = |who: String, status: StanzaStatus, message: &str| {
+        let told = format!("{who}{}", first_line(message));
+        match status {
+            StanzaStatus::Ok | StanzaStatus::NoBackup => {}
+            StanzaStatus::MissingPath | StanzaStatus::MissingData => facts.missing.push(told),
+            StanzaStatus::Other(_) => {
+                facts.away = true;
+                facts.troubles.push(told);
+            }
+            StanzaStatus::DifferentAcrossRepos
+            | StanzaStatus::DatabaseMismatch
+            | StanzaStatus::BackupNotFound => facts.troubles.push(told),
+        }
+    };
+    for repo in &stanza.repos {
+        let who = format!("repository {}: ", repo.key);
+        judge(who, repo.status.meaning(), &repo.status.message);
+    }
+    // That repositories differ is said by what each of them lacks.
+    let whole = stanza.status.meaning();
+    if stanza.repos.is_empty() || whole == StanzaStatus::DatabaseMismatch {
+        judge(String::new(), whole, &stanza.status.message);
     }
     let newest = stanza.newest_backup();
     let full = stanza.backups.iter().filter(|backup| backup.kind.as_str() == "full");
-    RepositoryFacts {
-        troubles,
-        missing: matches!(
-            stanza.status.meaning(),
-            StanzaStatus::MissingPath | StanzaStatus::MissingData
-        ),
-        last_backup_at: newest.and_then(|backup| backup.stopped_at),
-        last_full_at: full.filter_map(|backup| backup.stopped_at).max(),
-        damaged: newest
-            .filter(|backup| backup.error == Some(true))
-            .map(|backup| backup.label.to_string()),
-    }
-}
-
-fn is_trouble(status: StanzaStatus) -> bool {
-    match status {
-        StanzaStatus::Ok
-        | StanzaStatus::NoBackup
-        | StanzaStatus::MissingPath
-        | StanzaStatus::MissingData => false,
-        StanzaStatus::DifferentAcrossRepos
-        | StanzaStatus::DatabaseMismatch
-        | StanzaStatus::BackupNotFound
-        | StanzaStatus::Other(_) => true,
-    }
+    facts.last_backup_at = newest.and_then(|backup| backup.stopped_at);
+    facts.last_full_at = full.filter_map(|backup| backup.stopped_at).max();
+    facts.damaged =
+        newest.filter(|backup| backup.error == Some(true)).map(|backup| backup.label.to_string());
+    facts
 }
 
 fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
-}
-
-/// The places whose file systems must not be full.
-fn places(side: &ServerSide) -> Vec<(&'static str, PathBuf)> {
-    let mut places = vec![
-        ("PGDATA", side.data_dir.clone()),
-        // It may be a link.
-        ("pg_wal", side.data_dir.join("pg_wal/.")),
-        ("state_dir", side.state_dir.clone()),
-    ];
-    let options = &side.user_options;
-    let local = options.get("repo1-type").is_none_or(|kind| kind == "posix")
-        && !options.is_set("repo1-host");
-    if local {
-        let path = options.get("repo1-path").unwrap_or(DEFAULT_REPOSITORY);
-        places.push(("repository", PathBuf::from(path)));
-    }
-    places
-}
-
-/// The stop file of the stanza, or of all (pgBackRest command reference, "Stop Command").
-fn stop_file(side: &ServerSide) -> Option<String> {
-    let locks = Path::new(side.user_options.get("lock-path").unwrap_or(DEFAULT_LOCKS));
-    let names = [format!("{}.stop", side.stanza), "all.stop".to_owned()];
-    let paths = names.map(|name| locks.join(name));
-    paths.iter().find(|path| path.exists()).map(|path| path.display().to_string())
 }
 
 fn supported(parts: &Parts, status: &Status) -> Option<Result<(), String>> {

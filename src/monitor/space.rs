@@ -8,14 +8,14 @@ use crate::domain::health::Disk;
 
 /// The file systems of these places, each once, named by what is on it. A place that is not there is
 /// passed over.
-pub(super) fn disks<'a>(places: impl IntoIterator<Item = (&'a str, PathBuf)>) -> Vec<Disk> {
-    let mut found: BTreeMap<u64, (Disk, Vec<&str>)> = BTreeMap::new();
+pub(super) fn disks(places: impl IntoIterator<Item = (String, PathBuf)>) -> Vec<Disk> {
+    let mut found: BTreeMap<u64, (Disk, Vec<String>)> = BTreeMap::new();
     for (what, path) in places {
         let Some((device, free_bytes, total_bytes)) = look(&path) else { continue };
         let disk = Disk { what: String::new(), free_bytes, total_bytes };
         found.entry(device).or_insert((disk, Vec::new())).1.push(what);
     }
-    let named = |(disk, whats): (Disk, Vec<&str>)| Disk { what: whats.join(", "), ..disk };
+    let named = |(disk, whats): (Disk, Vec<String>)| Disk { what: whats.join(", "), ..disk };
     found.into_values().map(named).collect()
 }
 
@@ -38,7 +38,8 @@ mod tests {
         std::fs::create_dir(&a).unwrap();
         std::fs::create_dir(&b).unwrap();
         let missing = directory.path().join("missing");
-        let found = disks([("PGDATA", a), ("repository", b), ("pg_wal", missing)]);
+        let places = [("PGDATA", a), ("repository", b), ("pg_wal", missing)];
+        let found = disks(places.map(|(what, path)| (what.to_owned(), path)));
         let [disk] = found.as_slice() else { panic!("{found:?}") };
         assert_eq!(disk.what, "PGDATA, repository");
         assert!(disk.free_bytes > 0 && disk.free_bytes <= disk.total_bytes);

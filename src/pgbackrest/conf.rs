@@ -127,6 +127,18 @@ impl UserOptions {
         self.settings.iter().any(|s| indexed(&s.option, "repo").is_some_and(|(n, _)| n == key))
     }
 
+    /// The keys of the repositories: the first always exists.
+    pub fn repo_keys(&self) -> Vec<String> {
+        let named = self.settings.iter().filter_map(|s| indexed(&s.option, "repo"));
+        let mut keys: Vec<String> = named.map(|(key, _)| key.to_owned()).collect();
+        if keys.is_empty() {
+            keys.push("1".to_owned());
+        }
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+
     /// Whether there is another repository than the first.
     pub fn has_other_repos(&self) -> bool {
         self.settings.iter().any(|s| indexed(&s.option, "repo").is_some_and(|(n, _)| n != "1"))

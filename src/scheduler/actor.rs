@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{Command, Expected, Origin, ScheduleError, View, ticker, world};
 use crate::clock;
@@ -15,7 +15,7 @@ use crate::domain::JobId;
 use crate::domain::job::{
     BackupOptions, BackupSpec, ExpireSpec, Job, JobSpec, OnConflict, Outcome, Trigger, VerifySpec,
 };
-use crate::domain::schedule::run::{Next, State, Step, Told, Verdict};
+use crate::domain::schedule::run::{Next, Run, State, Step, Told, Verdict};
 use crate::domain::schedule::{Schedule, ScheduleKind, ScheduleName};
 use crate::domain::{Annotations, BackupType};
 use crate::jobs::{Context, Denied, JobsHandle, Submission};
@@ -25,6 +25,8 @@ use crate::telemetry::chain;
 
 /// How often the loop turns at least.
 const BEAT: Duration = Duration::from_secs(2);
+/// How soon a job that was not accepted is asked for again.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// Who asks for a schedule's jobs.
 const BY: &str = "scheduler";
 
@@ -34,6 +36,10 @@ struct Entry {
     version: u32,
     state: State,
     missed: u64,
+    /// A job that somebody runs by hand.
+    by_hand: Option<JobId>,
+    /// When its job was not accepted last.
+    refused_at: Option<Instant>,
 }
 
 pub(super) struct Scheduler {
@@ -96,43 +102,66 @@ impl Scheduler {
         left.unwrap_or(BEAT).clamp(Duration::from_millis(5), BEAT)
     }
 
-    /// Reads what is stored, and finds out what became of runs meanwhile.
-    pub(super) async fn load(&mut self, fixed: Vec<(Schedule, Origin)>) {
-        let now = clock::now();
+    /// Reads what is stored, and finds out what became of runs meanwhile. Answers what is stored and
+    /// does not run, with the reason.
+    pub(super) async fn load(&mut self, fixed: Vec<(Schedule, Origin)>) -> Vec<(String, String)> {
         let mut all: Vec<(Schedule, Origin, u32)> =
             fixed.into_iter().map(|(schedule, origin)| (schedule, origin, 0)).collect();
+        let mut unreadable = Vec::new();
         match self.context.store.schedules().await {
-            Ok(stored) => {
+            Ok((stored, bad)) => {
+                unreadable = bad;
                 for StoredSchedule { schedule, version } in stored {
-                    if all.iter().any(|(known, ..)| known.name == schedule.name) {
-                        let name = &schedule.name;
+                    let (name, stanza) = (&schedule.name, &schedule.stanza);
+                    if all.iter().any(|(known, ..)| known.name == *name) {
                         tracing::warn!(
                             "schedule {name} of the API gives way to the one that is configured"
                         );
+                    } else if self.jobs.lane(stanza).is_none() {
+                        let why = format!("stanza {stanza} is not configured");
+                        unreadable.push((name.to_string(), why));
                     } else {
                         all.push((schedule, Origin::Api, version));
                     }
                 }
             }
-            Err(error) => tracing::error!("schedules cannot be read: {}", chain(&error)),
+            Err(error) => unreadable.push(("all-of-the-api".to_owned(), chain(&error))),
+        }
+        for (name, why) in &unreadable {
+            tracing::error!(schedule = %name, "schedule {name} does not run: {why}");
+        }
+        let names = all.iter().map(|(schedule, ..)| schedule.name.clone()).collect();
+        if let Err(error) = self.context.store.keep_schedule_states(names).await {
+            tracing::warn!("old schedules are not forgotten: {}", chain(&error));
         }
         for (schedule, origin, version) in all {
-            let (name, timing) = (schedule.name.clone(), timing(&schedule));
-            let store = &self.context.store;
-            let state = match store.schedule_state(name.clone(), timing).await {
-                Ok(state) => state.unwrap_or_else(|| State::new(now)),
-                Err(error) => {
-                    tracing::error!("where schedule {name} stands is not known: {}", chain(&error));
-                    State::new(now)
-                }
-            };
-            let missed = store.missed_moments(name.clone()).await.unwrap_or_default();
-            self.entries.insert(name.clone(), Entry { schedule, origin, version, state, missed });
+            let name = schedule.name.clone();
+            let state = self.stored_state(&schedule).await;
+            let missed = self.context.store.missed_moments(name.clone()).await.unwrap_or_default();
+            let entry =
+                Entry { schedule, origin, version, state, missed, by_hand: None, refused_at: None };
+            self.entries.insert(name.clone(), entry);
             if let Err(error) = self.pick_up(&name).await {
                 tracing::error!("the run of schedule {name} is not known: {}", chain(&error));
             }
         }
         self.publish();
+        unreadable
+    }
+
+    /// Where a schedule stands. One with other moments begins anew, but what runs and whether it is
+    /// paused stays.
+    async fn stored_state(&self, schedule: &Schedule) -> State {
+        let (name, now) = (&schedule.name, clock::now());
+        match self.context.store.schedule_state(name.clone()).await {
+            Ok(Some((state, of))) if of == timing(schedule) => state,
+            Ok(Some((state, _))) => State { decided: state.decided.max(now), ..state },
+            Ok(None) => State::new(now),
+            Err(error) => {
+                tracing::error!("where schedule {name} stands is not known: {}", chain(&error));
+                State::new(now)
+            }
+        }
     }
 
     /// Finds the job of a run that was under way when Headrest ended.
@@ -161,12 +190,29 @@ impl Scheduler {
         let names: Vec<ScheduleName> = self.entries.keys().cloned().collect();
         for name in names {
             let Some(entry) = self.entries.get(&name) else { continue };
+            if entry.refused_at.is_some_and(|at| at.elapsed() < ASK_AGAIN) {
+                continue;
+            }
             let now = clock::now();
-            let turn = entry.schedule.tick(
-                &entry.state,
-                now,
-                &world::look(&self.context, &entry.schedule),
-            );
+            // What somebody runs by hand takes the moments that come meanwhile with it.
+            let by_hand = entry.by_hand.filter(|_| entry.state.run.is_none());
+            let state = match by_hand {
+                Some(job) => State {
+                    run: Some(Run {
+                        slot: now,
+                        due: now,
+                        attempts: 1,
+                        step: Step::Running { job },
+                    }),
+                    ..entry.state.clone()
+                },
+                None => entry.state.clone(),
+            };
+            let world = world::look(&self.context, &entry.schedule);
+            let mut turn = entry.schedule.tick(&state, now, &world);
+            if by_hand.is_some() {
+                turn.state.run = None;
+            }
             let changed = turn.state != entry.state || !turn.told.is_empty();
             // What is not written down is not done.
             if changed && !self.turn(&name, turn.state, turn.told).await {
@@ -230,7 +276,8 @@ impl Scheduler {
             Err(Denied::ShuttingDown) => {}
             Err(denied) => {
                 tracing::warn!(schedule = %name, "schedule {name} cannot start its job: {denied}");
-                let Some(entry) = self.entries.get(name) else { return };
+                let Some(entry) = self.entries.get_mut(name) else { return };
+                entry.refused_at = Some(Instant::now());
                 let state = entry.state.clone().refused(denied.to_string());
                 self.turn(name, state, Vec::new()).await;
             }
@@ -249,8 +296,17 @@ impl Scheduler {
     fn follow(&mut self, name: &ScheduleName, job: JobId) {
         let (jobs, name) = (self.jobs.clone(), name.clone());
         self.ends.spawn(async move {
-            let ended = jobs.finished(job).await.ok();
-            (name, job, ended.and_then(|job| job.state.outcome()))
+            loop {
+                match jobs.finished(job).await {
+                    Ok(ended) => return (name, job, ended.state.outcome()),
+                    // It runs, whether that can be read now or not.
+                    Err(Denied::Store(error)) => {
+                        tracing::warn!("how job {job} ended is not known: {}", chain(&error));
+                        sleep(ASK_AGAIN).await;
+                    }
+                    Err(_) => return (name, job, None),
+                }
+            }
         });
     }
 
@@ -260,6 +316,7 @@ impl Scheduler {
             return;
         }
         let Some(entry) = self.entries.get_mut(name) else { return };
+        entry.by_hand = entry.by_hand.filter(|by_hand| *by_hand != job);
         let outcome = outcome.unwrap_or(Outcome::Interrupted);
         let ended = entry.state.clone().ended(&entry.schedule, job, outcome, clock::now());
         let Some((state, next)) = ended else {
@@ -346,9 +403,17 @@ impl Scheduler {
         let store = &self.context.store;
         let stored = StoredSchedule { schedule: schedule.clone(), version };
         store.keep_schedule(stored, timing(&schedule), state.clone(), now).await?;
-        store.audit(now, by.to_owned(), action, name.to_string(), detail).await?;
+        self.deed(by, action, &name, detail).await;
         let missed = self.entries.get(&name).map_or(0, |entry| entry.missed);
-        let entry = Entry { schedule, origin: Origin::Api, version, state, missed };
+        let entry = Entry {
+            schedule,
+            origin: Origin::Api,
+            version,
+            state,
+            missed,
+            by_hand: None,
+            refused_at: None,
+        };
         let view = entry.view();
         self.entries.insert(name, entry);
         self.publish();
@@ -364,8 +429,7 @@ impl Scheduler {
         self.changeable(name, expected)?;
         let store = &self.context.store;
         store.forget_schedule(name.clone()).await?;
-        let subject = name.to_string();
-        store.audit(clock::now(), by.to_owned(), "schedule.delete", subject, String::new()).await?;
+        self.deed(by, "schedule.delete", name, String::new()).await;
         self.entries.remove(name);
         self.publish();
         Ok(())
@@ -382,7 +446,7 @@ impl Scheduler {
         let (timing, store, now) = (timing(&entry.schedule), &self.context.store, clock::now());
         store.schedule_turn(name.clone(), timing, state.clone(), Vec::new(), now).await?;
         let action = if paused { "schedule.pause" } else { "schedule.resume" };
-        store.audit(now, by.to_owned(), action, name.to_string(), String::new()).await?;
+        self.deed(by, action, name, String::new()).await;
         if let Some(entry) = self.entries.get_mut(name) {
             entry.state = state;
         }
@@ -400,8 +464,20 @@ impl Scheduler {
             idempotency_key: None,
         };
         let job = self.jobs.submit(submission).await?;
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.by_hand = Some(job.id);
+        }
         self.follow(name, job.id);
         Ok(job)
+    }
+
+    /// What is done is done, whether it can be written down who did it or not.
+    async fn deed(&self, by: &str, action: &'static str, name: &ScheduleName, detail: String) {
+        let (store, subject) = (&self.context.store, name.to_string());
+        if let Err(error) = store.audit(clock::now(), by.to_owned(), action, subject, detail).await
+        {
+            tracing::error!("{action} of {name} by {by} is not written down: {}", chain(&error));
+        }
     }
 
     fn entry(&self, name: &ScheduleName) -> Result<&Entry, ScheduleError> {

@@ -31,22 +31,45 @@ pub struct StoredVerdict {
 }
 
 impl Store {
-    /// The schedules that were made through the API.
-    pub async fn schedules(&self) -> Result<Vec<StoredSchedule>, StoreError> {
+    /// The schedules that were made through the API; and the names of those that this version cannot
+    /// read, with the reason.
+    pub async fn schedules(
+        &self,
+    ) -> Result<(Vec<StoredSchedule>, Vec<(String, String)>), StoreError> {
         self.read(|connection| {
             let failed = during("read schedules");
             let mut statement = connection
-                .prepare_cached("SELECT spec, version FROM schedules ORDER BY name")
+                .prepare_cached("SELECT name, spec, version FROM schedules ORDER BY name")
                 .map_err(&failed)?;
             let mut rows = statement.query([]).map_err(&failed)?;
-            let mut found = Vec::new();
+            let (mut found, mut unreadable) = (Vec::new(), Vec::new());
             while let Some(row) = rows.next().map_err(&failed)? {
-                found.push(StoredSchedule {
-                    schedule: json(row, "spec")?,
-                    version: column(row, "version")?,
-                });
+                match json(row, "spec") {
+                    Ok(schedule) => {
+                        found.push(StoredSchedule { schedule, version: column(row, "version")? });
+                    }
+                    Err(error) => unreadable.push((column(row, "name")?, error.to_string())),
+                }
             }
-            Ok(found)
+            Ok((found, unreadable))
+        })
+        .await
+    }
+
+    /// Forgets where schedules stood that there are not any more: when one comes back, what it did
+    /// not do meanwhile was not missed.
+    pub async fn keep_schedule_states(&self, names: Vec<ScheduleName>) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            let failed = during("forget where schedules stood");
+            let names: Vec<&str> = names.iter().map(ScheduleName::as_str).collect();
+            connection
+                .execute(
+                    "DELETE FROM schedule_states WHERE name NOT IN (SELECT value FROM \
+                     json_each(?1))",
+                    [to_json(&names)],
+                )
+                .map(drop)
+                .map_err(&failed)
         })
         .await
     }
@@ -92,18 +115,19 @@ impl Store {
         .await
     }
 
-    /// Where a schedule stands, if this expression and zone are what it stood for.
+    /// Where a schedule stands, and the expression and zone that that is about.
     pub async fn schedule_state(
         &self,
         name: ScheduleName,
-        timing: String,
-    ) -> Result<Option<State>, StoreError> {
+    ) -> Result<Option<(State, String)>, StoreError> {
         self.read(move |connection| {
             let failed = during("read where a schedule stands");
             connection
-                .prepare_cached("SELECT state FROM schedule_states WHERE name = ?1 AND timing = ?2")
+                .prepare_cached("SELECT state, timing FROM schedule_states WHERE name = ?1")
                 .map_err(&failed)?
-                .query_row([name.as_str(), &timing], |row| Ok(json(row, "state")))
+                .query_row([name.as_str()], |row| {
+                    Ok(json(row, "state").and_then(|state| Ok((state, column(row, "timing")?))))
+                })
                 .optional()
                 .map_err(&failed)?
                 .transpose()

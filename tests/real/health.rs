@@ -201,8 +201,8 @@ fn a_disk_that_is_nearly_full_fails_and_is_well_with_room_again() {
     fs::remove_file(filling).unwrap();
     of_repository("pass");
     told.wait_for(&[
-        "health.changed critical health:disk-space",
-        "health.changed info health:disk-space",
+        "health.changed critical health:disk-space:repository",
+        "health.changed info health:disk-space:repository",
     ]);
 }
 
@@ -252,7 +252,11 @@ fn a_damaged_page_warns_until_a_backup_finds_none() {
 #[test]
 fn a_missed_schedule_warns_until_it_ran_and_a_doctor_says_so() {
     let (mut instance, told) = watched(|_| {});
-    let schedule = json!({"name": "daily", "type": "incr", "cron": "@daily", "within_s": 0});
+    // Once a day, and not soon, whatever the time is.
+    let now = instance.http.get("/api/v1/health").json()["at"].as_str().unwrap().to_owned();
+    let hour: u32 = now[11..13].parse().unwrap();
+    let cron = format!("0 {} * * *", (hour + 12) % 24);
+    let schedule = json!({"name": "daily", "type": "incr", "cron": cron, "within_s": 0});
     instance.http.post("/api/v1/schedules", &schedule).expect(201);
     instance.stop();
     // As if Headrest had been down for two days.

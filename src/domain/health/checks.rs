@@ -19,6 +19,13 @@ pub(super) fn all(facts: &Facts, thresholds: &Thresholds, now: Timestamp) -> Vec
         backups(facts, thresholds, now, &mut checks);
     }
     checks.extend(facts.disks.iter().map(|disk| disk_space(disk, thresholds)));
+    if facts.disk_hangs {
+        checks.push(fail(
+            CheckId::DiskSpace,
+            "a file system of PGDATA, state_dir or the repository does not answer".to_owned(),
+            "Is a network file system away? Look at the system's log.",
+        ));
+    }
     match &facts.supported {
         Some(Ok(())) => {
             checks.push(pass(CheckId::Versions, "pgBackRest supports this PostgreSQL".to_owned()));
@@ -46,7 +53,7 @@ fn backups(facts: &Facts, thresholds: &Thresholds, now: Timestamp, checks: &mut 
             checks.push(repository_check(repository, new));
             // What a repository that cannot be read holds is not known.
             if repository.troubles.is_empty() || repository.last_backup_at.is_some() {
-                checks.extend(ages(repository, thresholds, now, new));
+                checks.extend(ages(facts, repository, thresholds, now, new));
             }
             checks.push(page_checksums(repository));
         }
@@ -103,9 +110,10 @@ fn backups(facts: &Facts, thresholds: &Thresholds, now: Timestamp, checks: &mut 
         None => {}
     }
     for schedule in &facts.schedules {
-        let (level, detail) = match &schedule.trouble {
-            Some(trouble) => (Level::Warn, trouble.text.clone()),
-            None => (Level::Pass, "as it should".to_owned()),
+        let (level, detail) = match (&schedule.trouble, &schedule.overdue) {
+            (Some(trouble), _) => (Level::Warn, trouble.text.clone()),
+            (None, Some(why)) => (Level::Warn, why.clone()),
+            (None, None) => (Level::Pass, "as it should".to_owned()),
         };
         let mut check =
             check(CheckId::Schedule, level, detail, "GET /api/v1/schedules/NAME has its past.");
@@ -132,8 +140,8 @@ fn postgres(up: &Up) -> Check {
 }
 
 fn repository_check(repository: &RepositoryFacts, new: bool) -> Check {
-    if repository.missing {
-        let detail = "the stanza does not exist in the repository yet".to_owned();
+    if repository.troubles.is_empty() && !repository.missing.is_empty() {
+        let detail = format!("the stanza does not exist: {}", repository.missing.join("; "));
         let level = if new { Level::Warn } else { Level::Fail };
         let hint = "POST /api/v1/stanzas/STANZA creates it.";
         return check(CheckId::Repository, level, detail, hint);
@@ -149,18 +157,26 @@ fn repository_check(repository: &RepositoryFacts, new: bool) -> Check {
 }
 
 fn ages(
+    facts: &Facts,
     repository: &RepositoryFacts,
     thresholds: &Thresholds,
     now: Timestamp,
     new: bool,
 ) -> Vec<Check> {
+    // One that is under way may take long.
+    let cap = |level: Level| if facts.backing_up { level.min(Level::Warn) } else { level };
     let age = |id, what: &str, at: Option<Timestamp>, limits| match at {
         Some(at) => {
             let age = now.duration_since(at);
             let detail = format!("the newest {what} ended {} ago", span(age));
-            check(id, above(age, limits), detail, "POST /api/v1/stanzas/STANZA/backups takes one.")
+            check(
+                id,
+                cap(above(age, limits)),
+                detail,
+                "POST /api/v1/stanzas/STANZA/backups takes one.",
+            )
         }
-        None if new => warn(id, format!("there is no {what} yet"), ""),
+        None if new || facts.backing_up => warn(id, format!("there is no {what} yet"), ""),
         None => {
             fail(id, format!("there is no {what}"), "Take one; if that fails, its job says why.")
         }

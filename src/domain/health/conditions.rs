@@ -43,13 +43,13 @@ impl ConditionName {
             | CheckId::WalAge => ARCHIVING.to_owned(),
             CheckId::LastBackup | CheckId::LastFull => BACKUPS.to_owned(),
             CheckId::Repository => REPOSITORY.to_owned(),
-            CheckId::DiskSpace => "disk-space".to_owned(),
             CheckId::Postgres
             | CheckId::WalGap
             | CheckId::PageChecksums
             | CheckId::Verify
             | CheckId::StopFile
             | CheckId::Schedule
+            | CheckId::DiskSpace
             | CheckId::Versions => key.to_string(),
         };
         Self(name)
@@ -82,12 +82,6 @@ pub fn conditions(checks: &[Check]) -> BTreeMap<ConditionName, State> {
         }
     }
     found
-}
-
-/// Whether a condition that got worse is explained by another one.
-pub fn is_explained(name: &ConditionName, all: &BTreeMap<ConditionName, State>) -> bool {
-    let repository = all.iter().find(|(name, _)| name.as_str() == REPOSITORY);
-    name.as_str() == ARCHIVING && repository.is_some_and(|(_, state)| state.level == Level::Fail)
 }
 
 /// What is told when a condition has changed from `before`; nothing when the job that found out
@@ -134,6 +128,7 @@ pub fn event_of(
             Some(ScheduleFacts { trouble: Some(Trouble { missed: false, .. }), .. }) => {
                 EventKind::ScheduleFailed
             }
+            Some(ScheduleFacts { trouble: None, .. }) => EventKind::HealthChanged,
             Some(ScheduleFacts { backs_up: true, .. }) => EventKind::BackupMissed,
             Some(_) | None => EventKind::ScheduleMissed,
         },
@@ -199,8 +194,12 @@ mod tests {
             (CheckId::Verify, Level::Pass, Level::Fail, "health.changed", Severity::Info),
             (CheckId::Schedule, Level::Warn, Level::Pass, "backup.missed", Severity::Warning),
         ];
-        let schedules =
-            [ScheduleFacts { name: "nightly".to_owned(), backs_up: true, trouble: trouble(true) }];
+        let schedules = [ScheduleFacts {
+            name: "nightly".to_owned(),
+            backs_up: true,
+            trouble: trouble(true),
+            overdue: None,
+        }];
         for (id, level, before, kind, severity) in table {
             let mut check = check(id, level);
             if id == CheckId::Schedule {
@@ -246,9 +245,5 @@ mod tests {
         assert_eq!(all[&archiving].level, Level::Fail);
         let why: Vec<_> = all[&archiving].checks.iter().map(|check| check.key.id).collect();
         assert_eq!(why, [CheckId::Archiver, CheckId::WalAge]);
-        assert!(!is_explained(&archiving, &all));
-        let all = conditions(&[&checks[..3], &[check(CheckId::Repository, Level::Fail)]].concat());
-        assert!(is_explained(&archiving, &all));
-        assert!(!is_explained(&ConditionName(REPOSITORY.to_owned()), &all));
     }
 }

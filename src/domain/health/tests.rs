@@ -32,7 +32,7 @@ fn repository() -> RepositoryFacts {
 }
 
 fn schedule(trouble: Option<Trouble>) -> ScheduleFacts {
-    ScheduleFacts { name: "nightly".to_owned(), backs_up: true, trouble }
+    ScheduleFacts { name: "nightly".to_owned(), backs_up: true, trouble, overdue: None }
 }
 
 fn server(up: Up) -> ServerFacts {
@@ -98,7 +98,7 @@ fn each_fault_has_its_check_and_level() {
         (with_repository(|r| r.last_backup_at = None), C::LastBackup, Fail),
         (with_repository(|r| r.last_full_at = Some(at(8 * DAY))), C::LastFull, Warn),
         (with_repository(|r| r.last_full_at = Some(at(15 * DAY))), C::LastFull, Fail),
-        (with_repository(|r| r.missing = true), C::Repository, Fail),
+        (with_repository(|r| r.missing = missing("repository 2")), C::Repository, Fail),
         (with_repository(|r| r.troubles = missing("[FileOpenError]")), C::Repository, Fail),
         (Facts { repository: Some(Err("no answer".to_owned())), ..well() }, C::Repository, Fail),
         (
@@ -147,6 +147,18 @@ fn each_fault_has_its_check_and_level() {
     let schedules = vec![schedule(trouble)];
     let first = judge(&Facts { schedules, ..well() }).remove(0);
     assert_eq!((first.key.to_string(), first.level), ("schedule:nightly".to_owned(), Warn));
+}
+
+#[test]
+fn a_backup_that_is_under_way_is_waited_for() {
+    let old = with_repository(|r| r.last_backup_at = None);
+    for (backing_up, level) in [(false, Fail), (true, Warn)] {
+        assert_eq!(worst(&judge(&Facts { backing_up, ..old.clone() })), level);
+    }
+    let overdue = Some("the run of 2026-11-20T02:00:00Z waits".to_owned());
+    let schedules = vec![ScheduleFacts { overdue, ..schedule(None) }];
+    assert_eq!(worst(&judge(&Facts { schedules, ..well() })), Warn);
+    assert_eq!(worst(&judge(&Facts { disk_hangs: true, ..well() })), Fail);
 }
 
 #[test]

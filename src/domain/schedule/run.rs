@@ -29,6 +29,8 @@ use super::Schedule;
 /// Waits before a run that failed is tried again; the last one again and again.
 const BACK_OFF: [SignedDuration; 3] =
     [SignedDuration::from_mins(1), SignedDuration::from_mins(5), SignedDuration::from_mins(15)];
+/// Moments that are counted one by one.
+const MOST_COUNTED: u64 = 50_000;
 /// A clock that was ahead by more than this was wrong, and what it decided does not count: else a
 /// machine that once started in the year 2099 would never be backed up again.
 const LONGEST_LEAP: SignedDuration = SignedDuration::from_hours(25);
@@ -118,6 +120,9 @@ pub struct State {
     /// What went wrong last, until a run ends well.
     #[serde(default)]
     pub trouble: Option<Trouble>,
+    /// What was decided by a clock that seemed to be far ahead. If time comes there, it was right.
+    #[serde(default)]
+    pub ahead: Option<Timestamp>,
 }
 
 /// What went wrong with a schedule.
@@ -165,7 +170,7 @@ pub enum Next {
 impl State {
     /// Of a schedule that begins at `now`.
     pub fn new(now: Timestamp) -> Self {
-        Self { decided: now, paused: false, run: None, trouble: None }
+        Self { decided: now, paused: false, run: None, trouble: None, ahead: None }
     }
 
     /// When something may have to be decided again, apart from what stands in the way.
@@ -271,8 +276,13 @@ impl Schedule {
     /// Decides what is to be done now.
     pub fn tick(&self, state: &State, now: Timestamp, world: &World) -> Turn {
         let mut turn = Turn { state: state.clone(), told: Vec::new(), start: false };
-        if state.decided > now.checked_add(LONGEST_LEAP).unwrap_or(Timestamp::MAX) {
+        let horizon = now.checked_add(LONGEST_LEAP).unwrap_or(Timestamp::MAX);
+        if state.decided > horizon {
+            turn.state.ahead = turn.state.ahead.max(Some(state.decided));
             turn.state.decided = now;
+        } else if let Some(ahead) = state.ahead.filter(|ahead| *ahead <= horizon) {
+            turn.state.decided = ahead.max(state.decided);
+            turn.state.ahead = None;
         }
         self.take_due(&mut turn, now);
         self.serve(&mut turn, now, world);
@@ -284,6 +294,14 @@ impl Schedule {
         let mut due: Option<Slots> = None;
         let mut after = turn.state.decided;
         while let Some((slot, _)) = self.next_due(after).filter(|(_, due)| *due <= now) {
+            if due.is_some_and(|slots| slots.count >= MOST_COUNTED) {
+                // Years of minutes: only the last can still be served. The count is a lower bound.
+                let recent = now.checked_sub(self.patience() + self.jitter).unwrap_or(after);
+                if slot < recent {
+                    after = recent;
+                    continue;
+                }
+            }
             let slots = due.get_or_insert(Slots { first: slot, last: slot, count: 0 });
             (slots.last, slots.count) = (slot, slots.count + 1);
             after = slot;
@@ -304,8 +322,14 @@ impl Schedule {
                 let one = Slots { first: slot, last: slot, count: 1 };
                 turn.tell(Verdict::Coalesced, one, "the next run was due before it could start");
             }
-            // Tried already, so it has its verdict.
-            Some((Step::Held { .. } | Step::Starting | Step::Retrying { .. }, ..)) | None => {}
+            // Tried already, so it has its verdict. It failed as often as it could.
+            Some((Step::Held { .. } | Step::Starting | Step::Retrying { .. }, slot, tries)) => {
+                let text = format!(
+                    "the run of {slot} failed ({tries} tries), and the next one was due already"
+                );
+                turn.state.trouble = Some(Trouble { missed: false, text });
+            }
+            None => {}
         }
         let due = self.due(slots.last);
         turn.state.run = None;

@@ -109,7 +109,7 @@ pub(in crate::http) async fn show(
     };
     let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut response = if nagios {
-        (status, plugin_output(level, &all)).into_response()
+        (status, plugin_output(level, &checks)).into_response()
     } else {
         let checks = checks.into_iter().map(|(stanza, check)| HealthCheck {
             name: check.key.id.as_str(),
@@ -129,17 +129,21 @@ pub(in crate::http) async fn show(
 
 /// A line as Nagios' plugins write it (Monitoring Plugins Development Guidelines), with the numbers
 /// of checks as performance data.
-fn plugin_output(level: Level, checks: &[Check]) -> String {
+fn plugin_output(level: Level, checks: &[(StanzaName, Check)]) -> String {
     let word = match level {
         Level::Pass => "OK",
         Level::Warn => "WARNING",
         Level::Fail => "CRITICAL",
     };
-    let count = |level| checks.iter().filter(|check| check.level == level).count();
-    let bad = checks.iter().filter(|check| check.level != Level::Pass);
-    let mut told: Vec<String> = bad
-        .map(|check| format!("{}: {}", check.key, check.detail.replace(['|', '\n'], " ")))
-        .collect();
+    let count = |level| checks.iter().filter(|(_, check)| check.level == level).count();
+    let several = checks.iter().any(|(stanza, _)| *stanza != checks[0].0);
+    let mut bad: Vec<_> = checks.iter().filter(|(_, check)| check.level != Level::Pass).collect();
+    bad.sort_by_key(|(_, check)| std::cmp::Reverse(check.level));
+    let line = |(stanza, check): &&(StanzaName, Check)| {
+        let of = if several { format!("{stanza} ") } else { String::new() };
+        format!("{of}{}: {}", check.key, check.detail.replace(['|', '\n'], " "))
+    };
+    let mut told: Vec<String> = bad.iter().map(line).collect();
     if told.is_empty() {
         told.push(format!("{} checks pass", checks.len()));
     }

@@ -228,6 +228,37 @@ fn a_clock_that_was_decades_ahead_does_not_end_all_backups() {
     assert_eq!(bench.starts.len(), 1);
 }
 
+#[test]
+fn a_clock_that_was_decades_behind_for_a_moment_fires_nothing_twice() {
+    let mut bench = Bench::new(schedule("0 2 * * *"), "2026-11-20T02:30:00Z");
+    bench.tick(at("2020-01-01T00:00:00Z"));
+    bench.tick(at("2026-11-20T02:31:00Z"));
+    assert_eq!(bench.verdicts(), []);
+    bench.tick(at("2026-11-21T02:00:00Z"));
+    assert_eq!(bench.verdicts(), [(Verdict::Run, 1)]);
+}
+
+#[test]
+fn what_fails_more_often_than_it_can_be_tried_again_is_told() {
+    let mut bench = Bench::new(schedule("* * * * *"), "2026-11-20T00:00:30Z");
+    bench.later(secs(30));
+    bench.end(Outcome::Failed);
+    bench.later(secs(60));
+    assert!(bench.state.trouble.as_ref().unwrap().text.contains("(1 tries)"));
+    bench.end(Outcome::Succeeded);
+    assert_eq!(bench.state.trouble, None);
+}
+
+#[test]
+fn years_of_minutes_are_decided_at_once() {
+    let mut bench = Bench::new(schedule("* * * * *"), "2020-01-01T00:00:00Z");
+    let begun = std::time::Instant::now();
+    bench.tick(at("2026-11-20T00:00:00Z"));
+    assert!(begun.elapsed() < std::time::Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert_eq!(bench.starts.len(), 1);
+    assert_eq!(bench.state.decided, at("2026-11-20T00:00:00Z"));
+}
+
 /// What happens between two looks.
 #[derive(Debug, Clone)]
 enum Happening {
