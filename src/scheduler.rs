@@ -9,7 +9,7 @@ mod actor;
 mod ticker;
 mod world;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,7 +22,7 @@ use crate::domain::schedule::{Schedule, ScheduleName};
 use crate::domain::words::words;
 use crate::jobs::{Context, Denied, JobsHandle};
 use crate::pulse::Pulse;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 
 words! {
     /// Where a schedule comes from.
@@ -117,7 +117,7 @@ pub enum Expected {
 pub struct SchedulerHandle {
     commands: mpsc::Sender<Command>,
     views: watch::Receiver<Arc<Vec<View>>>,
-    unreadable: Arc<Vec<(String, String)>>,
+    unreadable: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 impl SchedulerHandle {
@@ -131,7 +131,7 @@ impl SchedulerHandle {
         let (commands, inbox) = mpsc::channel(16);
         let (publish, views) = watch::channel(Arc::new(Vec::new()));
         let mut actor = actor::Scheduler::new(context, jobs, publish);
-        let unreadable = Arc::new(actor.load(fixed).await);
+        let unreadable = Arc::new(Mutex::new(actor.load(fixed).await));
         (Self { commands, views, unreadable }, tokio::spawn(actor.run(inbox, pulse)))
     }
 
@@ -141,8 +141,21 @@ impl SchedulerHandle {
     }
 
     /// Schedules that are stored and do not run, with the reason.
-    pub fn unreadable(&self) -> &[(String, String)] {
-        &self.unreadable
+    pub fn unreadable(&self) -> Vec<(String, String)> {
+        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Removes a schedule that is stored and does not run. `false` when there is none of that name.
+    pub async fn remove_unreadable(&self, name: &str, store: &Store) -> Result<bool, StoreError> {
+        if !self.unreadable().iter().any(|(known, _)| known == name) {
+            return Ok(false);
+        }
+        if let Ok(name) = name.parse() {
+            store.forget_schedule(name).await?;
+        }
+        let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        unreadable.retain(|(known, _)| known != name);
+        Ok(true)
     }
 
     /// Follows them.

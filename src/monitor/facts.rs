@@ -79,9 +79,9 @@ pub(super) async fn gather(
             overdue: overdue(view, now),
         })
         .collect();
-    let unreadable = parts.scheduler.unreadable().iter();
+    let unreadable = parts.scheduler.unreadable().into_iter();
     facts.schedules.extend(unreadable.filter(|_| first).map(|(name, why)| ScheduleFacts {
-        name: name.clone(),
+        name,
         backs_up: true,
         trouble: Some(Trouble { missed: true, text: format!("it does not run: {why}") }),
         overdue: None,

@@ -384,3 +384,28 @@ async fn what_a_failed_request_says_never_holds_the_token() {
     answer.is_problem(503, "repository-unavailable");
     assert!(!answer.text.contains(TOKEN));
 }
+
+#[tokio::test]
+async fn the_end_of_a_job_is_written_as_soon_as_it_can_be() {
+    let directory = tempfile::tempdir().unwrap();
+    let gate = directory.path().join("gate");
+    let service = Service::with_script(&waiting_script(&gate)).await;
+    let path = "/api/v1/stanzas/main/check";
+    let job = service.post(path, "").await.json();
+    let this = job["links"]["self"].as_str().unwrap();
+    // Somebody holds the history for longer than a write waits.
+    let other = rusqlite::Connection::open(service.directory.path().join("headrest.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    std::fs::write(&gate, "").unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(7)).await;
+    assert_eq!(service.get(this).await.json()["state"], "running");
+    // It has its lane still: nobody takes it for done.
+    other.execute_batch("ROLLBACK").unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while service.get(this).await.json()["state"] != "succeeded" {
+        assert!(std::time::Instant::now() < deadline, "its end is never written");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let next = service.post_with(path, "", &[("prefer", "wait=20")]).await;
+    assert_eq!(next.json()["state"], "succeeded", "{next:?}");
+}

@@ -342,6 +342,10 @@ pub(in crate::http) async fn delete(
     Named(name): Named,
     headers: HeaderMap,
 ) -> Outcome<StatusCode> {
+    // What cannot be read has no version to name.
+    if state.scheduler.remove_unreadable(&name, &state.store).await? {
+        return Ok(StatusCode::NO_CONTENT);
+    }
     let view = state.scheduler.view(&name)?;
     let expected = expected(&view, &headers)?;
     state.scheduler.delete(view.schedule.name, expected, caller.by).await?;
