@@ -16,6 +16,7 @@ mod follower;
 mod guard;
 mod message;
 mod pace;
+mod redact;
 mod worker;
 
 use std::collections::BTreeMap;
