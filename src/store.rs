@@ -38,6 +38,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/migrations/0004_notifications.sql"),
     include_str!("store/migrations/0005_retention.sql"),
     include_str!("store/migrations/0006_conditions.sql"),
+    include_str!("store/migrations/0007_tries.sql"),
 ];
 /// Read connections kept for reuse.
 const IDLE_READERS: usize = 4;

@@ -168,6 +168,7 @@ impl Looker {
             by: "headrest".to_owned(),
             on_conflict: OnConflict::Refuse,
             idempotency_key: None,
+            tried_again: false,
         };
         match self.parts.jobs.submit(submission).await {
             Ok(job) => tracing::warn!(

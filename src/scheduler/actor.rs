@@ -223,6 +223,7 @@ impl Scheduler {
             by: BY.to_owned(),
             on_conflict: OnConflict::Queue,
             idempotency_key: Some(key(entry)),
+            tried_again: entry.schedule.tries_again(&entry.state, clock::now()),
         };
         match self.jobs.submit(submission).await {
             Ok(job) => self.started(name, &job).await,
@@ -398,6 +399,7 @@ impl Scheduler {
             by: by.to_owned(),
             on_conflict: OnConflict::Refuse,
             idempotency_key: None,
+            tried_again: false,
         };
         let job = self.jobs.submit(submission).await?;
         self.follow(name, job.id);

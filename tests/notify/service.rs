@@ -170,7 +170,7 @@ async fn the_service_tells_over_tls_past_proxies_and_to_its_end() {
     assert!(ended.success(), "{ended}");
     let got = plain.requests();
     let events: Vec<_> = got.iter().map(|got| got.header("headrest-event")).collect();
-    assert_eq!(events, ["check.succeeded"]);
+    assert_eq!(events, ["check.started", "check.succeeded"]);
     assert_eq!(got[0].json()["job"], job["id"]);
     assert_eq!(proxy.requests().len(), 0, "the environment's proxy was used");
 }
