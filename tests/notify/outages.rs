@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use headrest::domain::event::{Event, EventKind};
+use headrest::domain::event::{Event, EventKind, Severity};
 use headrest::notify::TargetState;
 use tokio::time::timeout;
 
@@ -236,4 +236,32 @@ async fn the_end_delivers_what_it_can_and_keeps_the_rest() {
     hangs.wait_for(1).await;
     rig.tasks.close(Duration::from_millis(50)).await;
     assert_eq!(rig.store.target_records().await.unwrap()["ops"].waiting, 1);
+}
+
+#[tokio::test]
+async fn whoever_hears_only_the_worst_hears_of_its_end_too() {
+    let receiver = Receiver::good().await;
+    let more = "min_severity = \"critical\"";
+    let rig = Rig::new(&target("ops", "webhook", &receiver.url("/"), more)).await;
+    let health = |kind, severity, was| Event {
+        severity,
+        was: Some(was),
+        ..Event::new(kind, start(), "health:archiving".to_owned(), "WAL")
+    };
+    for (severity, was) in [
+        (Severity::Warning, Severity::Info),
+        (Severity::Info, Severity::Warning),
+        (Severity::Critical, Severity::Info),
+        (Severity::Info, Severity::Critical),
+    ] {
+        let kind = match severity {
+            Severity::Info => EventKind::WalRecovered,
+            Severity::Warning | Severity::Critical => EventKind::WalFailing,
+        };
+        rig.notifier.tell(&health(kind, severity, was)).await;
+    }
+    rig.tasks.close(PATIENCE).await;
+    let got = receiver.requests();
+    let told: Vec<_> = got.iter().map(|got| Receiver::gist(got).0).collect();
+    assert_eq!(told, ["critical", "info"]);
 }

@@ -158,20 +158,24 @@ pub fn event_of(
         let change = if worse { "" } else { " (it was worse)" };
         format!("{} of {stanza}: {}{change}", name.as_str(), details.join("; "))
     };
-    let severity = match state.level {
-        Level::Pass => Severity::Info,
-        Level::Warn => Severity::Warning,
-        Level::Fail => Severity::Critical,
-    };
     let subject = format!("health:{}", name.as_str());
     let mut lines = details;
     lines.extend(hints.into_iter().filter(|hint| !hint.is_empty()));
     let event = Event::new(kind, now, subject, &summary).with_detail(&lines.join("\n"));
     Some(Event {
-        severity,
+        severity: severity(state.level),
+        was: Some(severity(before)),
         schedule: schedule.map(|facts| facts.name.clone()),
         ..event.of_stanza(stanza.clone())
     })
+}
+
+fn severity(level: Level) -> Severity {
+    match level {
+        Level::Pass => Severity::Info,
+        Level::Warn => Severity::Warning,
+        Level::Fail => Severity::Critical,
+    }
 }
 
 #[cfg(test)]
@@ -211,6 +215,7 @@ mod tests {
             let event = event_of(&stanza, &name, &state, before, &schedules, now).unwrap();
             assert_eq!((event.kind.as_str(), event.severity), (kind, severity), "{id} {level}");
             assert_eq!(event.stanza.as_ref(), Some(&stanza));
+            assert_eq!(event.worst(), self::severity(level.max(before)), "{id} {level}");
             let scheduled = event.schedule.is_some();
             assert_eq!(scheduled, id == CheckId::Schedule);
         }
