@@ -25,7 +25,7 @@ pub use audit::Deed;
 pub use conditions::Condition;
 pub use idempotency::{Claim, StoredAnswer};
 pub use jobs::{JobFilter, NewEvent, StoredEvent};
-pub use outbox::{FailedAttempt, MOST_WAITING, NewNotice, Notice, TargetRecord};
+pub use outbox::{FailedAttempt, Found, MOST_WAITING, NewNotice, Notice, TargetRecord, Which};
 pub use retention::Verified;
 pub use schedules::{StoredSchedule, StoredVerdict};
 pub use tally::EndedJob;

@@ -18,6 +18,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) enum Answer {
     /// Answers with this status, these header lines and this body.
     Status(u16, &'static str, &'static str),
+    /// This status for requests whose body has this text, 200 for others.
+    StatusFor(&'static str, u16),
     /// 404, and what was asked for, as many servers do.
     Echo,
     /// Never answers.
@@ -114,6 +116,13 @@ async fn serve(
     while let Some(request) = read(&mut stream).await {
         let answer = answers.borrow().clone();
         let echo = format!("no {} here", request.line.trim_end_matches(" HTTP/1.1"));
+        let answer = match answer {
+            Answer::StatusFor(part, code) if request.body.contains(part) => {
+                Answer::Status(code, "", "")
+            }
+            Answer::StatusFor(..) => Answer::Status(200, "", ""),
+            other => other,
+        };
         keep.send_modify(|got| got.push(request));
         let text = match answer {
             Answer::Status(code, headers, body) => format!(
@@ -130,7 +139,7 @@ async fn serve(
                 let _ = stream.write_all(b"HTTP/1.1 500 X\r\ncontent-length: 9\r\n\r\nx").await;
                 return std::future::pending().await;
             }
-            Answer::Hang => return std::future::pending().await,
+            Answer::Hang | Answer::StatusFor(..) => return std::future::pending().await,
             Answer::Close => return,
         };
         if stream.write_all(text.as_bytes()).await.is_err() {
