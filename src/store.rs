@@ -27,7 +27,7 @@ pub use idempotency::{Claim, StoredAnswer};
 pub use jobs::{JobFilter, NewEvent, StoredEvent};
 pub use outbox::{FailedAttempt, Found, MOST_WAITING, NewNotice, Notice, TargetRecord, Which};
 pub use retention::Verified;
-pub use schedules::{StoredSchedule, StoredVerdict};
+pub use schedules::{Missed, StoredSchedule, StoredVerdict};
 pub use tally::EndedJob;
 
 /// Numbered, append-only; `PRAGMA user_version` says how many a file has had.

@@ -19,8 +19,10 @@ pub struct NextRun {
     pub schedule: String,
     /// When; nothing when it is never due again.
     pub at: Option<Timestamp>,
-    /// Its moments that were missed.
+    /// Its moments that were missed, ever.
     pub missed: u64,
+    /// When the last one was found to be missed.
+    pub last_missed: Option<Timestamp>,
 }
 
 /// A handle to the values; clones share them.
@@ -33,6 +35,7 @@ type Of<T> = BTreeMap<Labels, T>;
 struct Values {
     next_run: Of<f64>,
     missed: Of<f64>,
+    last_missed: Of<f64>,
     window_start: Of<f64>,
     window_end: Of<f64>,
     wal_gap: Of<f64>,
@@ -46,9 +49,11 @@ impl Gauges {
         let mut values = self.values();
         values.next_run.clear();
         values.missed.clear();
-        for NextRun { schedule, at, missed } in schedules {
+        values.last_missed.clear();
+        for NextRun { schedule, at, missed, last_missed } in schedules {
             let labels = Labels::new([("schedule", schedule)]);
             values.missed.insert(labels.clone(), number(missed));
+            set(&mut values.last_missed, labels.clone(), last_missed.map(seconds));
             if let Some(at) = at {
                 values.next_run.insert(labels, seconds(at));
             }
@@ -101,8 +106,13 @@ impl Gauges {
             ),
             Family::counter(
                 "headrest_schedule_missed",
-                "Runs of the schedule that were missed, of those that are remembered.",
+                "Runs of the schedule that were missed.",
                 of(&values.missed),
+            ),
+            Family::gauge(
+                "headrest_schedule_last_missed_timestamp_seconds",
+                "When a run was last found to be missed, in seconds since 1970.",
+                of(&values.last_missed),
             ),
             Family::gauge(
                 "headrest_recovery_window_start_timestamp_seconds",

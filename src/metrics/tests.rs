@@ -92,10 +92,17 @@ fn gauges_replace_and_forget() {
     let metrics = metrics();
     let (gauges, stanza) = (metrics.gauges().clone(), "main".parse().unwrap());
     let at = |second| Timestamp::from_second(second).unwrap();
-    let run =
-        |name: &str, second| NextRun { schedule: name.to_owned(), at: Some(at(second)), missed: 1 };
+    let run = |name: &str, second| NextRun {
+        schedule: name.to_owned(),
+        at: Some(at(second)),
+        missed: 1,
+        last_missed: Some(at(5)),
+    };
     gauges.set_schedules([run("a", 10), run("b", 20)]);
-    gauges.set_schedules([run("a", 30), NextRun { schedule: "c".to_owned(), at: None, missed: 0 }]);
+    gauges.set_schedules([
+        run("a", 30),
+        NextRun { schedule: "c".to_owned(), at: None, missed: 0, last_missed: None },
+    ]);
     gauges.set_recovery_window(&stanza, RepoKey::FIRST, Some((at(1), at(2))));
     gauges.set_wal_gap(&stanza, RepoKey::FIRST, Some(3));
     gauges.set_wal_ready(&stanza, Some(4));
@@ -114,6 +121,7 @@ fn gauges_replace_and_forget() {
             r#"headrest_schedule_next_run_timestamp_seconds{schedule="a"} 30.0"#,
             r#"headrest_schedule_missed_total{schedule="a"} 1.0"#,
             r#"headrest_schedule_missed_total{schedule="c"} 0.0"#,
+            r#"headrest_schedule_last_missed_timestamp_seconds{schedule="a"} 5.0"#,
             r#"headrest_recovery_window_start_timestamp_seconds{repo_key="1",stanza="main"} 1.0"#,
             r#"headrest_recovery_window_end_timestamp_seconds{repo_key="1",stanza="main"} 2.0"#,
             r#"headrest_wal_gap_segments{repo_key="1",stanza="main"} 3.0"#,

@@ -127,7 +127,8 @@ impl Monitor {
         self.parts.gauges.set_schedules(views.iter().map(|view| NextRun {
             schedule: view.schedule.name.to_string(),
             at: view.next.map(|(_, due)| due),
-            missed: view.missed,
+            missed: view.missed.total,
+            last_missed: view.missed.last,
         }));
         self.publish.send_if_modified(|known| {
             let changed = **known != all;

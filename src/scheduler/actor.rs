@@ -20,7 +20,7 @@ use crate::domain::schedule::{Schedule, ScheduleKind, ScheduleName};
 use crate::domain::{Annotations, BackupType};
 use crate::jobs::{Context, Denied, JobsHandle, Submission};
 use crate::pulse::Pulse;
-use crate::store::{StoreError, StoredSchedule};
+use crate::store::{Missed, StoreError, StoredSchedule};
 use crate::telemetry::chain;
 
 /// How often the loop turns at least.
@@ -33,7 +33,7 @@ struct Entry {
     origin: Origin,
     version: u32,
     state: State,
-    missed: u64,
+    missed: Missed,
 }
 
 pub(super) struct Scheduler {
@@ -200,7 +200,7 @@ impl Scheduler {
             let (last, count) = (slots.last, slots.count);
             match verdict {
                 Verdict::Missed => {
-                    entry.missed += count;
+                    entry.missed = Missed { total: entry.missed.total + count, last: Some(now) };
                     tracing::warn!(
                         schedule = %name, count, "schedule {name}: the run of {last} was missed: {reason}"
                     );
@@ -348,7 +348,7 @@ impl Scheduler {
         let stored = StoredSchedule { schedule: schedule.clone(), version };
         store.keep_schedule(stored, timing(&schedule), state.clone(), now).await?;
         store.audit(now, by.to_owned(), action, name.to_string(), detail).await?;
-        let missed = self.entries.get(&name).map_or(0, |entry| entry.missed);
+        let missed = self.entries.get(&name).map_or(Missed::default(), |entry| entry.missed);
         let entry = Entry { schedule, origin: Origin::Api, version, state, missed };
         let view = entry.view();
         self.entries.insert(name, entry);

@@ -28,7 +28,12 @@ fn everything() -> String {
     let stanza = "main".parse().unwrap();
     let now = Timestamp::from_second(1_795_180_000).unwrap();
     let gauges = metrics.gauges();
-    gauges.set_schedules([NextRun { schedule: "nightly".to_owned(), at: Some(now), missed: 0 }]);
+    gauges.set_schedules([NextRun {
+        schedule: "nightly".to_owned(),
+        at: Some(now),
+        missed: 0,
+        last_missed: None,
+    }]);
     gauges.set_recovery_window(&stanza, RepoKey::FIRST, Some((now, now)));
     gauges.set_wal_gap(&stanza, RepoKey::FIRST, Some(0));
     gauges.set_wal_ready(&stanza, Some(0));
