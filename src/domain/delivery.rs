@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(after(old, THREE_DAYS, 0.5), Next::TooOld);
         let refused = Failure { refusals: REFUSALS, refused_for: REFUSED_FOR, ..failure(9) };
         assert_eq!(after(refused, THREE_DAYS, 0.5), Next::Refused);
-        let soon = Failure { refused_for: REFUSED_FOR - Duration::from_secs(1), ..refused };
+        let soon = Failure { refused_for: Duration::from_secs(3599), ..refused };
         assert!(matches!(after(soon, THREE_DAYS, 0.5), Next::TryAgainAfter(_)));
         let seldom = Failure { refusals: REFUSALS - 1, ..refused };
         assert!(matches!(after(seldom, THREE_DAYS, 0.5), Next::TryAgainAfter(_)));

@@ -25,6 +25,19 @@ pub struct NextRun {
     pub last_missed: Option<Timestamp>,
 }
 
+/// How a target of notifications does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notified {
+    /// The target.
+    pub target: String,
+    /// Notifications that wait for it.
+    pub waiting: u64,
+    /// Given up since this start.
+    pub given_up: u64,
+    /// Failed attempts since this start.
+    pub failed: u64,
+}
+
 /// A handle to the values; clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Gauges(Arc<Mutex<Values>>);
@@ -41,6 +54,7 @@ struct Values {
     wal_gap: Of<f64>,
     wal_ready: Of<f64>,
     health: Of<f64>,
+    notified: BTreeMap<Labels, Notified>,
 }
 
 impl Gauges {
@@ -92,11 +106,23 @@ impl Gauges {
         self.values().health = checks.collect();
     }
 
+    /// All targets of notifications.
+    pub fn set_notified(&self, targets: impl IntoIterator<Item = Notified>) {
+        let targets = targets
+            .into_iter()
+            .map(|known| (Labels::new([("target", known.target.clone())]), known));
+        self.values().notified = targets.collect();
+    }
+
     /// The families, those without samples included.
     pub(super) fn families(&self) -> Vec<Family> {
         let values = self.values();
         let of = |values: &Of<f64>| -> Vec<_> {
             values.iter().map(|(labels, value)| (labels.clone(), *value)).collect()
+        };
+        let notified = |value: fn(&Notified) -> u64| -> Vec<_> {
+            let all = values.notified.iter();
+            all.map(|(labels, known)| (labels.clone(), number(value(known)))).collect()
         };
         vec![
             Family::gauge(
@@ -138,6 +164,21 @@ impl Gauges {
                 "headrest_health_status",
                 "What a check of the health found: 0 pass, 1 warn, 2 fail.",
                 of(&values.health),
+            ),
+            Family::gauge(
+                "headrest_notify_waiting",
+                "Notifications that wait for the target.",
+                notified(|known| known.waiting),
+            ),
+            Family::counter(
+                "headrest_notify_given_up",
+                "Notifications that will never be delivered to the target.",
+                notified(|known| known.given_up),
+            ),
+            Family::counter(
+                "headrest_notify_failed",
+                "Failed attempts to deliver to the target.",
+                notified(|known| known.failed),
             ),
         ]
     }

@@ -107,6 +107,12 @@ fn gauges_replace_and_forget() {
     gauges.set_wal_gap(&stanza, RepoKey::FIRST, Some(3));
     gauges.set_wal_ready(&stanza, Some(4));
     gauges.set_health([("archiving".to_owned(), "main".to_owned(), Level::Fail)]);
+    gauges.set_notified([Notified {
+        target: "ops".to_owned(),
+        waiting: 2,
+        given_up: 1,
+        failed: 9,
+    }]);
     let ours = |text: &str| -> Vec<String> {
         let lines = text.lines().filter(|line| {
             line.starts_with("headrest_") && !line.contains("_job") && !line.contains("_http")
@@ -127,6 +133,9 @@ fn gauges_replace_and_forget() {
             r#"headrest_wal_gap_segments{repo_key="1",stanza="main"} 3.0"#,
             r#"headrest_wal_ready_segments{stanza="main"} 4.0"#,
             r#"headrest_health_status{check="archiving",stanza="main"} 2.0"#,
+            r#"headrest_notify_waiting{target="ops"} 2.0"#,
+            r#"headrest_notify_given_up_total{target="ops"} 1.0"#,
+            r#"headrest_notify_failed_total{target="ops"} 9.0"#,
         ]
     );
     gauges.set_schedules([]);
@@ -134,6 +143,7 @@ fn gauges_replace_and_forget() {
     gauges.set_wal_gap(&stanza, RepoKey::FIRST, None);
     gauges.set_wal_ready(&stanza, None);
     gauges.set_health([]);
+    gauges.set_notified([]);
     assert_eq!(ours(&scrape(&metrics, &hundred())), [] as [String; 0]);
 }
 

@@ -17,7 +17,7 @@ use crate::domain::StanzaName;
 use crate::domain::health::conditions::{
     ARCHIVING, ConditionName, State, conditions, event_of, is_explained,
 };
-use crate::domain::health::{FIRST_BACKUP, Facts, Level, ScheduleFacts, Thresholds};
+use crate::domain::health::{FIRST_BACKUP, Facts, Level, ScheduleFacts, TargetFacts, Thresholds};
 use crate::metrics::NextRun;
 use crate::pulse::Pulse;
 use crate::store::Condition;
@@ -50,6 +50,8 @@ pub(super) struct Monitor {
     told: BTreeMap<(StanzaName, String), (Level, Timestamp)>,
     /// Faults of archiving that may be another's.
     doubts: BTreeMap<StanzaName, Doubt>,
+    /// How targets of notifications did last.
+    targets: Vec<TargetFacts>,
     since: Timestamp,
 }
 
@@ -83,6 +85,7 @@ impl Monitor {
             memories,
             told,
             doubts: BTreeMap::new(),
+            targets: Vec::new(),
             since: clock::now(),
         }
     }
@@ -109,11 +112,18 @@ impl Monitor {
         let stanzas = self.parts.stanzas.clone();
         let mut all = BTreeMap::new();
         let mut levels = Vec::new();
+        if let Some((targets, notified)) = facts::targets(&self.parts).await {
+            self.targets = targets;
+            self.parts.gauges.set_notified(notified);
+        }
+        // They are of no stanza: the first one's health tells of them.
+        let mut targets = Some(self.targets.clone());
         for stanza in stanzas {
             let found = self.looks.borrow().get(&stanza).cloned();
             let memory = self.memories.entry(stanza.clone()).or_default();
-            let facts =
+            let mut facts =
                 facts::gather(&self.parts, &stanza, found.as_ref(), memory, self.since, now).await;
+            facts.targets = targets.take().unwrap_or_default();
             let checks = facts.judge(&self.thresholds, now);
             for check in &checks {
                 levels.push((check.key.to_string(), stanza.to_string(), check.level));

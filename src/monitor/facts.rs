@@ -7,16 +7,18 @@ use jiff::{SignedDuration, Timestamp};
 use super::repository::Found;
 use super::{Parts, space};
 use crate::domain::health::{
-    ArchivingFacts, Facts, RepositoryFacts, ScheduleFacts, ServerFacts, Up,
+    ArchivingFacts, Facts, RepositoryFacts, ScheduleFacts, ServerFacts, TargetFacts, Up,
 };
 use crate::domain::{JobKind, JobState, StanzaName};
 use crate::jobs::context::ServerSide;
+use crate::metrics::Notified;
 use crate::pgbackrest::command::archive_command;
 use crate::pgbackrest::info::{StanzaInfo, StanzaStatus};
 use crate::postgres::client::{ArchiveSettings, Connection};
 use crate::postgres::state::ServerState;
 use crate::postgres::supervisor::{Archiving, Making, Status};
 use crate::store::JobFilter;
+use crate::telemetry::chain;
 
 /// Where pgBackRest keeps locks and stop files when nobody says otherwise.
 const DEFAULT_LOCKS: &str = "/tmp/pgbackrest";
@@ -84,6 +86,38 @@ pub(super) async fn gather(
     facts.stop_file = Some(stop_file(side));
     facts.supported = supported(parts, &status);
     facts
+}
+
+/// How the targets of notifications do, for the health and for metrics.
+pub(super) async fn targets(parts: &Parts) -> Option<(Vec<TargetFacts>, Vec<Notified>)> {
+    let targets = parts.notifier.targets();
+    if targets.is_empty() {
+        return None;
+    }
+    let records = match parts.context.store.target_records().await {
+        Ok(records) => records,
+        Err(error) => {
+            tracing::warn!("how targets do is not known: {}", chain(&error));
+            return None;
+        }
+    };
+    let all = targets.iter().map(|target| {
+        let (name, status) = (&target.config.name, target.status());
+        let record = records.get(name).cloned().unwrap_or_default();
+        let facts = TargetFacts {
+            name: name.clone(),
+            waiting: record.oldest_at.map(|since| (record.waiting, since)),
+            given_up_at: record.given_up_at,
+        };
+        let notified = Notified {
+            target: name.clone(),
+            waiting: record.waiting.into(),
+            given_up: status.given_up_total,
+            failed: status.failed_total,
+        };
+        (facts, notified)
+    });
+    Some(all.unzip())
 }
 
 /// What the newest verification that came to its end found.

@@ -104,8 +104,12 @@ pub struct TargetRecord {
     pub error: Option<String>,
     /// Notifications that wait.
     pub waiting: u32,
+    /// Since when the oldest of them does.
+    pub oldest_at: Option<Timestamp>,
     /// Notifications that were given up.
     pub given_up: u32,
+    /// When the last of them was.
+    pub given_up_at: Option<Timestamp>,
 }
 
 impl Store {
@@ -317,8 +321,9 @@ impl Store {
             }
             let mut statement = connection
                 .prepare_cached(
-                    "SELECT target, sum(given_up = 0) AS waiting, sum(given_up) AS given_up FROM \
-                     outbox GROUP BY target",
+                    "SELECT target, sum(given_up = 0) AS waiting, sum(given_up) AS given_up, min(CASE \
+                     WHEN given_up = 0 THEN created_at END) AS oldest_at, max(given_up_at) AS \
+                     given_up_at FROM outbox GROUP BY target",
                 )
                 .map_err(&failed)?;
             let mut rows = statement.query([]).map_err(&failed)?;
@@ -326,6 +331,8 @@ impl Store {
                 let record = records.entry(column(row, "target")?).or_default();
                 record.waiting = column(row, "waiting")?;
                 record.given_up = column(row, "given_up")?;
+                record.oldest_at = time_if_any(row, "oldest_at")?;
+                record.given_up_at = time_if_any(row, "given_up_at")?;
             }
             Ok(records)
         })

@@ -282,7 +282,7 @@ mod tests {
         };
         let mut second = 0;
         for verdict in [Verdict::Missed, Verdict::Run] {
-            let all = (0..i64::from(KEPT) + 1).map(|n| told(verdict, n, 2)).collect();
+            let all = (0..=i64::from(KEPT)).map(|n| told(verdict, n, 2)).collect();
             second += 1;
             let state = State::new(at(0));
             store.schedule_turn(name.clone(), "t".into(), state, all, at(second)).await.unwrap();

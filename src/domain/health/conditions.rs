@@ -50,7 +50,8 @@ impl ConditionName {
             | CheckId::Verify
             | CheckId::StopFile
             | CheckId::Schedule
-            | CheckId::Versions => key.to_string(),
+            | CheckId::Versions
+            | CheckId::Notifications => key.to_string(),
         };
         Self(name)
     }
@@ -108,6 +109,8 @@ pub fn event_of(
     let schedule = schedule.and_then(|name| schedules.iter().find(|facts| facts.name == name));
     let kind = match (first, state.level) {
         (CheckId::Verify, Level::Warn | Level::Fail) => return None,
+        // Who does not get notifications does not get these; they would be told of for ever.
+        (CheckId::Notifications, _) => return None,
         (CheckId::Postgres, Level::Fail) => EventKind::ProcessCrashed,
         (CheckId::Postgres, Level::Pass) if before == Level::Fail => EventKind::ProcessRecovered,
         (CheckId::Repository, Level::Fail) => EventKind::RepoUnavailable,
@@ -231,6 +234,12 @@ mod tests {
         let name = ConditionName::of(&check.key);
         let state = State { level: Level::Fail, checks: vec![check] };
         assert_eq!(event_of(&stanza, &name, &state, Level::Pass, &[], now), None);
+        for (level, before) in [(Level::Warn, Level::Pass), (Level::Pass, Level::Warn)] {
+            let check = self::check(CheckId::Notifications, level);
+            let name = ConditionName::of(&check.key);
+            let state = State { level, checks: vec![check] };
+            assert_eq!(event_of(&stanza, &name, &state, before, &[], now), None);
+        }
     }
 
     fn check(id: CheckId, level: Level) -> Check {

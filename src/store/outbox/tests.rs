@@ -111,6 +111,7 @@ async fn attempts_are_counted_and_a_given_up_one_stands_in_nobodys_way() {
     assert_eq!(next.delivery, "2");
     let record = store.target_records().await.unwrap().remove("ops").unwrap();
     assert_eq!((record.waiting, record.given_up), (1, 1));
+    assert_eq!((record.oldest_at, record.given_up_at), (Some(at(2)), Some(at(3))));
     assert_eq!(record.error.as_deref(), Some("answered 500"));
 }
 
