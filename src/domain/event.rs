@@ -232,7 +232,7 @@ pub struct Event {
     /// Who may hear of it.
     #[serde(default = "everybody")]
     pub audience: Audience,
-    /// How bad it was before, when it is told of something that goes on.
+    /// How bad it was at worst before, when it is told of something that goes on.
     #[serde(default)]
     pub was: Option<Severity>,
 }

@@ -15,7 +15,7 @@ use super::repository::Found;
 use crate::clock;
 use crate::domain::StanzaName;
 use crate::domain::health::conditions::{
-    ARCHIVING, ConditionName, State, conditions, event_of, is_explained,
+    ARCHIVING, Before, ConditionName, State, conditions, event_of, is_explained,
 };
 use crate::domain::health::{FIRST_BACKUP, Facts, Level, ScheduleFacts, TargetFacts, Thresholds};
 use crate::metrics::NextRun;
@@ -47,7 +47,7 @@ pub(super) struct Monitor {
     kicks: BTreeMap<StanzaName, Arc<Notify>>,
     memories: BTreeMap<StanzaName, Memory>,
     /// What was told last.
-    told: BTreeMap<(StanzaName, String), (Level, Timestamp)>,
+    told: BTreeMap<(StanzaName, String), Before>,
     /// Faults of archiving that may be another's.
     doubts: BTreeMap<StanzaName, Doubt>,
     /// How targets of notifications did last.
@@ -67,11 +67,11 @@ impl Monitor {
         let mut memories: BTreeMap<StanzaName, Memory> = BTreeMap::new();
         match parts.context.store.conditions().await {
             Ok(known) => {
-                for Condition { stanza, name, level, since } in known {
+                for Condition { stanza, name, level, since, worst } in known {
                     if name == ARCHIVING && level != Level::Pass {
                         memories.entry(stanza.clone()).or_default().failing_since = Some(since);
                     }
-                    told.insert((stanza, name), (level, since));
+                    told.insert((stanza, name), Before { level, worst });
                 }
             }
             Err(error) => tracing::error!("how things stood is not known: {}", chain(&error)),
@@ -160,7 +160,8 @@ impl Monitor {
     ) {
         for (name, state) in all {
             let key = (stanza.clone(), name.as_str().to_owned());
-            let before = self.told.get(&key).map_or(Level::Pass, |(level, _)| *level);
+            let known = self.told.get(&key).copied().unwrap_or(Before::WELL);
+            let before = known.level;
             if name.as_str() == ARCHIVING && state.level == Level::Pass {
                 self.doubts.remove(stanza);
             }
@@ -175,7 +176,7 @@ impl Monitor {
             {
                 continue;
             }
-            self.change(stanza, name, state, before, schedules, now).await;
+            self.change(stanza, name, state, known, schedules, now).await;
         }
         // A schedule that is no more has nothing to tell.
         let gone: Vec<_> = self
@@ -223,7 +224,7 @@ impl Monitor {
         stanza: &StanzaName,
         name: &ConditionName,
         state: &State,
-        before: Level,
+        before: Before,
         schedules: &[ScheduleFacts],
         now: Timestamp,
     ) {
@@ -232,24 +233,26 @@ impl Monitor {
         match state.level {
             Level::Pass => tracing::info!(stanza.name = %stanza, "{} is well again", name.as_str()),
             Level::Warn => {
-                tracing::warn!(stanza.name = %stanza, "{} was {before} and is {}: {detail}", name.as_str(), state.level);
+                tracing::warn!(stanza.name = %stanza, "{} was {} and is {}: {detail}", name.as_str(), before.level, state.level);
             }
             Level::Fail => {
-                tracing::error!(stanza.name = %stanza, "{} was {before} and is {}: {detail}", name.as_str(), state.level);
+                tracing::error!(stanza.name = %stanza, "{} was {} and is {}: {detail}", name.as_str(), before.level, state.level);
             }
         }
+        let after = before.then(state.level);
         let condition = Condition {
             stanza: stanza.clone(),
             name: name.as_str().to_owned(),
             level: state.level,
             since: now,
+            worst: after.worst,
         };
         let event = event_of(stanza, name, state, before, schedules, now);
         let notices = event.map(|event| self.parts.notifier.routed(&event)).unwrap_or_default();
         match self.parts.context.store.change_condition(condition, notices).await {
             Ok(()) => {
                 self.parts.notifier.wake();
-                self.told.insert((stanza.clone(), name.as_str().to_owned()), (state.level, now));
+                self.told.insert((stanza.clone(), name.as_str().to_owned()), after);
             }
             Err(error) => tracing::error!("how things stand is not written: {}", chain(&error)),
         }

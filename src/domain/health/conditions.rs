@@ -32,6 +32,27 @@ pub const ARCHIVING: &str = "archiving";
 /// The name of what the repositories are told under.
 pub const REPOSITORY: &str = "repository";
 
+/// How a condition was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Before {
+    /// Last.
+    pub level: Level,
+    /// At worst, since it was last well.
+    pub worst: Level,
+}
+
+impl Before {
+    /// As it was at first: well.
+    pub const WELL: Self = Self { level: Level::Pass, worst: Level::Pass };
+
+    /// The same after it has become `level`.
+    #[must_use]
+    pub fn then(self, level: Level) -> Self {
+        let worst = if level == Level::Pass { level } else { level.max(self.worst) };
+        Self { level, worst }
+    }
+}
+
 impl ConditionName {
     /// The condition that a check is part of.
     pub fn of(key: &CheckKey) -> Self {
@@ -97,10 +118,11 @@ pub fn event_of(
     stanza: &StanzaName,
     name: &ConditionName,
     state: &State,
-    before: Level,
+    before: Before,
     schedules: &[ScheduleFacts],
     now: Timestamp,
 ) -> Option<Event> {
+    let Before { level: before, worst } = before;
     let details: Vec<&str> = state.checks.iter().map(|check| check.detail.as_str()).collect();
     let hints: Vec<&str> = state.checks.iter().map(|check| check.hint).collect();
     let first = state.checks.first().map(|check| check.key.id)?;
@@ -167,7 +189,7 @@ pub fn event_of(
     let event = Event::new(kind, now, subject, &summary).with_detail(&lines.join("\n"));
     Some(Event {
         severity: severity(state.level),
-        was: Some(severity(before)),
+        was: Some(severity(worst)),
         schedule: schedule.map(|facts| facts.name.clone()),
         ..event.of_stanza(stanza.clone())
     })
@@ -215,7 +237,9 @@ mod tests {
             }
             let name = ConditionName::of(&check.key);
             let state = State { level, checks: vec![check] };
-            let event = event_of(&stanza, &name, &state, before, &schedules, now).unwrap();
+            let event =
+                event_of(&stanza, &name, &state, Before::WELL.then(before), &schedules, now)
+                    .unwrap();
             assert_eq!((event.kind.as_str(), event.severity), (kind, severity), "{id} {level}");
             assert_eq!(event.stanza.as_ref(), Some(&stanza));
             assert_eq!(event.worst(), self::severity(level.max(before)), "{id} {level}");
@@ -227,23 +251,40 @@ mod tests {
         let name = ConditionName::of(&check.key);
         let state = State { level: Level::Warn, checks: vec![check] };
         let failed = [ScheduleFacts { trouble: trouble(false), ..schedules[0].clone() }];
-        let event = event_of(&stanza, &name, &state, Level::Pass, &failed, now).unwrap();
+        let event = event_of(&stanza, &name, &state, Before::WELL, &failed, now).unwrap();
         assert_eq!(event.kind, EventKind::ScheduleFailed);
         // The job of the verification has told that.
         let check = self::check(CheckId::Verify, Level::Fail);
         let name = ConditionName::of(&check.key);
         let state = State { level: Level::Fail, checks: vec![check] };
-        assert_eq!(event_of(&stanza, &name, &state, Level::Pass, &[], now), None);
+        assert_eq!(event_of(&stanza, &name, &state, Before::WELL, &[], now), None);
         for (level, before) in [(Level::Warn, Level::Pass), (Level::Pass, Level::Warn)] {
             let check = self::check(CheckId::Notifications, level);
             let name = ConditionName::of(&check.key);
             let state = State { level, checks: vec![check] };
-            assert_eq!(event_of(&stanza, &name, &state, before, &[], now), None);
+            assert_eq!(event_of(&stanza, &name, &state, Before::WELL.then(before), &[], now), None);
         }
     }
 
     fn check(id: CheckId, level: Level) -> Check {
         Check { key: CheckKey { id, of: None }, level, detail: id.to_string(), hint: "" }
+    }
+
+    #[test]
+    fn whoever_heard_of_the_worst_hears_of_the_end() {
+        let stanza: StanzaName = "main".parse().unwrap();
+        let mut before = Before::WELL;
+        let mut heard = Vec::new();
+        for level in [Level::Warn, Level::Fail, Level::Warn, Level::Pass, Level::Warn, Level::Pass]
+        {
+            let check = check(CheckId::Archiver, level);
+            let name = ConditionName::of(&check.key);
+            let state = State { level, checks: vec![check] };
+            let event = event_of(&stanza, &name, &state, before, &[], Timestamp::UNIX_EPOCH);
+            heard.push(event.unwrap().worst() == Severity::Critical);
+            before = before.then(level);
+        }
+        assert_eq!(heard, [false, true, true, true, false, false]);
     }
 
     #[test]

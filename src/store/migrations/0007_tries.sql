@@ -1,4 +1,4 @@
--- What is known of tries and of misses.
+-- What is known of tries, of misses, and of how bad things were. Times are microseconds since 1970.
 
 -- 1: if the job fails, its schedule tries it again.
 ALTER TABLE jobs ADD COLUMN tried_again INTEGER NOT NULL DEFAULT 0;
@@ -17,3 +17,7 @@ UPDATE schedule_states SET
         WHERE v.name = schedule_states.name AND v.verdict = 'missed'),
     last_missed_at = (SELECT max(v.at) FROM schedule_verdicts AS v
         WHERE v.name = schedule_states.name AND v.verdict = 'missed');
+
+-- The worst level since the condition was last well.
+ALTER TABLE conditions ADD COLUMN worst TEXT NOT NULL DEFAULT 'pass';
+UPDATE conditions SET worst = level;
