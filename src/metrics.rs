@@ -24,7 +24,7 @@ use crate::store::EndedJob;
 
 pub use counted::Request;
 pub use family::{Family, Kind, Label, Labels, Sample};
-pub use gauges::{Gauges, NextRun};
+pub use gauges::{Gauges, NextRun, Notified};
 pub use service::{Lane, Process, Service};
 
 /// The media type of what [`Metrics::encode`] writes.

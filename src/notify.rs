@@ -16,6 +16,7 @@ mod follower;
 mod guard;
 mod message;
 mod pace;
+mod redact;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -30,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::{Channel, NotifyConfig};
-use crate::domain::event::{Event, EventKind, Severity};
+use crate::domain::event::{Audience, Event, EventKind, Severity};
 use crate::domain::words::words;
 use crate::store::{NewNotice, Store, StoreError};
 use crate::telemetry;
@@ -131,12 +132,22 @@ impl Target {
         if !stanza_fits {
             return false;
         }
+        let is_switch = matches!(config.channel, Channel::Healthchecks { .. });
+        let may_hear = match event.audience {
+            Audience::All => true,
+            Audience::Readers => !is_switch,
+            Audience::Switches => is_switch,
+        };
+        if !may_hear {
+            return false;
+        }
         if let Channel::Healthchecks { schedules, .. } = &config.channel {
             let of = event.schedule.as_ref();
             return message::ping(event.kind).is_some()
                 && of.is_some_and(|name| schedules.is_empty() || schedules.contains(name));
         }
-        if config.min_severity.is_some_and(|least| event.severity < least) {
+        // Whoever was told of something bad is told of its end.
+        if config.min_severity.is_some_and(|least| event.worst() < least) {
             return false;
         }
         match &config.events {

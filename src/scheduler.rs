@@ -22,7 +22,7 @@ use crate::domain::schedule::{Schedule, ScheduleName};
 use crate::domain::words::words;
 use crate::jobs::{Context, Denied, JobsHandle};
 use crate::pulse::Pulse;
-use crate::store::{Store, StoreError};
+use crate::store::{Missed, Store, StoreError};
 
 words! {
     /// Where a schedule comes from.
@@ -49,8 +49,8 @@ pub struct View {
     pub state: State,
     /// Its next moment, and when that is due; `None` while it is paused.
     pub next: Option<(Timestamp, Timestamp)>,
-    /// Moments that were missed, of those that are remembered.
-    pub missed: u64,
+    /// What was missed.
+    pub missed: Missed,
 }
 
 /// Why something cannot be done with a schedule.

@@ -25,9 +25,9 @@ pub use audit::Deed;
 pub use conditions::Condition;
 pub use idempotency::{Claim, StoredAnswer};
 pub use jobs::{JobFilter, NewEvent, StoredEvent};
-pub use outbox::{FailedAttempt, MOST_WAITING, NewNotice, Notice, TargetRecord};
+pub use outbox::{FailedAttempt, Found, MOST_WAITING, NewNotice, Notice, TargetRecord, Which};
 pub use retention::Verified;
-pub use schedules::{StoredSchedule, StoredVerdict};
+pub use schedules::{Missed, StoredSchedule, StoredVerdict};
 pub use tally::EndedJob;
 
 /// Numbered, append-only; `PRAGMA user_version` says how many a file has had.
@@ -38,6 +38,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/migrations/0004_notifications.sql"),
     include_str!("store/migrations/0005_retention.sql"),
     include_str!("store/migrations/0006_conditions.sql"),
+    include_str!("store/migrations/0007_tries.sql"),
 ];
 /// Read connections kept for reuse.
 const IDLE_READERS: usize = 4;

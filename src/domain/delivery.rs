@@ -1,7 +1,8 @@
 //! When a notification that was not delivered is tried again, and when that is given up.
 //!
 //! From 5 s, doubling to 15 min, each a little shorter at random so that many senders do not come
-//! together. What a receiver refuses is tried a few times only: it will say the same again.
+//! together. What a receiver refuses is tried for an hour only: it will say the same again. But not
+//! for less: a proxy in front of one that is restarted refuses everything for a while.
 
 use std::time::Duration;
 
@@ -9,16 +10,23 @@ const FIRST_DELAY: Duration = Duration::from_secs(5);
 const LONGEST_DELAY: Duration = Duration::from_mins(15);
 /// The longest `Retry-After` that is honoured.
 pub const LONGEST_WAIT: Duration = Duration::from_mins(60);
-/// How often a receiver may refuse a notification before that is believed.
+/// How often a receiver must refuse a notification, in a row, before that is believed,
 const REFUSALS: u32 = 4;
+/// and for how long.
+const REFUSED_FOR: Duration = Duration::from_hours(1);
+/// After so many failures of one notification another one is tried, to see whether it is the
+/// receiver that fails or the notification.
+pub const DOUBTFUL_AFTER: u32 = 3;
 
 /// An attempt that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failure {
     /// Attempts so far, this one included.
     pub attempts: u32,
-    /// How many of them were refused: the receiver got it and will not have it.
+    /// How many of the last of them were refused in a row: the receiver got it and will not have it.
     pub refusals: u32,
+    /// For how long it has been refused.
+    pub refused_for: Duration,
     /// How long the notification has waited since it was stored.
     pub age: Duration,
     /// When the receiver asked to be tried again.
@@ -38,7 +46,7 @@ pub enum Next {
 
 /// Decides what follows a failed attempt. `jitter` in 0..=1 spreads the delay over its last fifth.
 pub fn after(failure: Failure, give_up_after: Duration, jitter: f64) -> Next {
-    if failure.refusals >= REFUSALS {
+    if failure.refusals >= REFUSALS && failure.refused_for >= REFUSED_FOR {
         return Next::Refused;
     }
     if failure.age >= give_up_after {
@@ -59,7 +67,13 @@ mod tests {
     const THREE_DAYS: Duration = Duration::from_hours(72);
 
     fn failure(attempts: u32) -> Failure {
-        Failure { attempts, refusals: 0, age: Duration::ZERO, retry_after: None }
+        Failure {
+            attempts,
+            refusals: 0,
+            refused_for: Duration::ZERO,
+            age: Duration::ZERO,
+            retry_after: None,
+        }
     }
 
     #[test]
@@ -84,8 +98,12 @@ mod tests {
     fn it_ends_when_refused_or_too_old() {
         let old = Failure { age: THREE_DAYS, ..failure(300) };
         assert_eq!(after(old, THREE_DAYS, 0.5), Next::TooOld);
-        let refused = Failure { refusals: REFUSALS, ..failure(9) };
+        let refused = Failure { refusals: REFUSALS, refused_for: REFUSED_FOR, ..failure(9) };
         assert_eq!(after(refused, THREE_DAYS, 0.5), Next::Refused);
+        let soon = Failure { refused_for: Duration::from_secs(3599), ..refused };
+        assert!(matches!(after(soon, THREE_DAYS, 0.5), Next::TryAgainAfter(_)));
+        let seldom = Failure { refusals: REFUSALS - 1, ..refused };
+        assert!(matches!(after(seldom, THREE_DAYS, 0.5), Next::TryAgainAfter(_)));
     }
 
     proptest! {

@@ -54,14 +54,22 @@ words! {
         DrillSucceeded = "drill.succeeded",
         /// A backup was not proven to restore.
         DrillFailed = "drill.failed",
+        /// A verification has begun.
+        VerifyStarted = "verify.started",
         /// The repository's files are what they were.
         VerifySucceeded = "verify.succeeded",
         /// They are not, or could not be read.
         VerifyFailed = "verify.failed",
+        /// A check of archiving has begun.
+        CheckStarted = "check.started",
         /// Archiving works end to end.
         CheckSucceeded = "check.succeeded",
         /// It does not.
         CheckFailed = "check.failed",
+        /// Removing old backups has begun.
+        ExpireStarted = "expire.started",
+        /// What retention does not keep is removed.
+        ExpireSucceeded = "expire.succeeded",
         /// Old backups were not removed.
         ExpireFailed = "expire.failed",
         /// A run of another schedule than a backup's was not even tried.
@@ -101,6 +109,18 @@ words! {
     }
 }
 
+words! {
+    /// Who may hear of an event.
+    Audience {
+        /// Whoever wants it.
+        All = "all",
+        /// Targets that people or programs read; a dead man's switch would take it for the end.
+        Readers = "readers",
+        /// Dead man's switches: readers hear of it in another way.
+        Switches = "switches",
+    }
+}
+
 impl EventKind {
     /// How bad such an event usually is.
     pub fn usual_severity(self) -> Severity {
@@ -112,8 +132,12 @@ impl EventKind {
             | Self::RestoreSucceeded
             | Self::RestoreCancelled
             | Self::DrillSucceeded
+            | Self::VerifyStarted
             | Self::VerifySucceeded
+            | Self::CheckStarted
             | Self::CheckSucceeded
+            | Self::ExpireStarted
+            | Self::ExpireSucceeded
             | Self::WalRecovered
             | Self::RepoRecovered
             | Self::ProcessRecovered
@@ -163,10 +187,14 @@ impl EventKind {
             | Self::RestoreInterrupted
             | Self::DrillSucceeded
             | Self::DrillFailed
+            | Self::VerifyStarted
             | Self::VerifySucceeded
             | Self::VerifyFailed
+            | Self::CheckStarted
             | Self::CheckSucceeded
             | Self::CheckFailed
+            | Self::ExpireStarted
+            | Self::ExpireSucceeded
             | Self::ExpireFailed
             | Self::ScheduleMissed
             | Self::ScheduleFailed
@@ -201,6 +229,17 @@ pub struct Event {
     pub job: Option<JobId>,
     /// The schedule, when it is one's.
     pub schedule: Option<String>,
+    /// Who may hear of it.
+    #[serde(default = "everybody")]
+    pub audience: Audience,
+    /// How bad it was at worst before, when it is told of something that goes on.
+    #[serde(default)]
+    pub was: Option<Severity>,
+}
+
+/// The audience of events that were stored before there were audiences.
+fn everybody() -> Audience {
+    Audience::All
 }
 
 impl Event {
@@ -216,7 +255,14 @@ impl Event {
             detail: String::new(),
             job: None,
             schedule: None,
+            audience: Audience::All,
+            was: None,
         }
+    }
+
+    /// How bad it is for whoever was told of what was before: the worse of both.
+    pub fn worst(&self) -> Severity {
+        self.was.map_or(self.severity, |was| was.max(self.severity))
     }
 
     /// The same with more words, cut to a length that every receiver takes.

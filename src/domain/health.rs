@@ -65,6 +65,8 @@ words! {
         DiskSpace = "disk-space",
         /// pgBackRest supports this PostgreSQL.
         Versions = "versions",
+        /// Notifications arrive.
+        Notifications = "notifications",
     }
 }
 
@@ -194,6 +196,17 @@ pub struct ScheduleFacts {
     pub overdue: Option<String>,
 }
 
+/// How a target of notifications does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetFacts {
+    /// Its name.
+    pub name: String,
+    /// How many wait for it, and since when the oldest does.
+    pub waiting: Option<(u32, Timestamp)>,
+    /// When one was last given up.
+    pub given_up_at: Option<Timestamp>,
+}
+
 /// What is known of a stanza.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
@@ -221,6 +234,8 @@ pub struct Facts {
     pub disk_hangs: bool,
     /// Whether this pgBackRest supports this PostgreSQL, when that is known; else why not.
     pub supported: Option<Result<(), String>>,
+    /// Targets of notifications. They are no stanza's, and told with one of them.
+    pub targets: Vec<TargetFacts>,
 }
 
 impl Facts {
@@ -239,6 +254,7 @@ impl Facts {
             disks: Vec::new(),
             disk_hangs: false,
             supported: None,
+            targets: Vec::new(),
         }
     }
 

@@ -360,6 +360,8 @@ pub struct Job {
     pub result: Option<JobResult>,
     /// Why it failed, or what to look at when it warned.
     pub error: Option<JobError>,
+    /// If it fails, its schedule tries it again.
+    pub tried_again: bool,
 }
 
 impl Job {
@@ -378,6 +380,7 @@ impl Job {
             restore_phase: None,
             result: None,
             error: None,
+            tried_again: false,
         }
     }
 

@@ -182,6 +182,7 @@ impl Short {
             by: self.caller.by.to_owned(),
             on_conflict,
             idempotency_key: None,
+            tried_again: false,
         };
         let accepted = self.state.jobs.submit(submission).await.map_err(|denied| Problem {
             hints: vec!["Ask again when the other job has ended.".to_owned()],

@@ -78,6 +78,7 @@ async fn restore(
         // What somebody else has begun meanwhile goes before; the next try sees what came of it.
         on_conflict: OnConflict::Refuse,
         idempotency_key: None,
+        tried_again: false,
     };
     if server.archiving == Archiving::Off {
         copies::mark(&server.state_dir, None).map_err(|error| error.to_string())?;

@@ -96,6 +96,7 @@ async fn complete(
             by: "headrest".to_owned(),
             on_conflict: OnConflict::Queue,
             idempotency_key: None,
+            tried_again: false,
         };
         let job = jobs.submit(submission).await?;
         let job = jobs.finished(job.id).await?;

@@ -220,7 +220,8 @@ impl Queue {
     }
 
     async fn submit(&mut self, submission: Submission) -> Result<Job, Denied> {
-        let Submission { spec, trigger, by, on_conflict, idempotency_key } = submission;
+        let Submission { spec, trigger, by, on_conflict, idempotency_key, tried_again } =
+            submission;
         if self.context.shutdown.is_cancelled() {
             return Err(Denied::ShuttingDown);
         }
@@ -252,7 +253,7 @@ impl Queue {
             }
         }
         let now = clock::now();
-        let job = Job::queued(JobId::new(now), spec, trigger, by, now);
+        let job = Job { tried_again, ..Job::queued(JobId::new(now), spec, trigger, by, now) };
         self.context.store.insert_job(job.clone(), idempotency_key).await?;
         tracing::info!(
             job.id = %job.id, job.kind = %job.spec.kind(), stanza.name = %stanza, by = %job.by,
@@ -417,6 +418,7 @@ impl Queue {
                 by: job.by.clone(),
                 on_conflict: OnConflict::Queue,
                 idempotency_key: None,
+                tried_again: false,
             };
             if let Err(denied) = self.submit(submission).await {
                 tracing::warn!("cannot queue what follows job {id}: {denied}");

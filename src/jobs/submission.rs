@@ -23,6 +23,8 @@ pub struct Submission {
     pub on_conflict: OnConflict,
     /// The idempotency key of the request.
     pub idempotency_key: Option<String>,
+    /// If it fails, whoever asks will ask again.
+    pub tried_again: bool,
 }
 
 /// Why a submission, or a cancellation, was not taken.

@@ -116,10 +116,21 @@ async fn then_expire(
         Some(error) => {
             let message = format!("the backup is done, but expiring failed: {}", error.message);
             recorder.say(Level::Warn, message.clone()).await;
-            let error = JobError { code: "expire-failed".to_owned(), message, ..error };
-            Ended { error: done.error.or(Some(error)), outcome: Some(Outcome::Warned), ..done }
+            let error = not_expired(done.error, error, message);
+            Ended { error: Some(error), outcome: Some(Outcome::Warned), ..done }
         }
     }
+}
+
+/// The one error of a backup after which expiring failed. It has that one's code, for nothing else
+/// tells of that, and the words of both.
+fn not_expired(before: Option<JobError>, expire: JobError, mut message: String) -> JobError {
+    let mut hints = expire.hints;
+    if let Some(before) = before {
+        message = format!("{message}; and {}", before.message);
+        hints.extend(before.hints);
+    }
+    JobError { code: "expire-failed".to_owned(), message, hints, ..expire }
 }
 
 pub(super) async fn check(
@@ -379,5 +390,22 @@ fn result_of(backup: &info::Backup, wanted: BackupType) -> BackupResult {
         page_errors: backup.error == Some(true),
         started_at: backup.started_at,
         stopped_at: backup.stopped_at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_expire_is_not_hidden_by_what_the_backup_found() {
+        let pages = problem("page-checksum-errors", "damaged pages".to_owned(), &["look"]);
+        let expire = problem("lock-held", "a lock".to_owned(), &["wait"]);
+        let both = not_expired(Some(pages), expire.clone(), "expiring failed".to_owned());
+        assert_eq!(both.code, "expire-failed");
+        assert_eq!(both.message, "expiring failed; and damaged pages");
+        assert_eq!(both.hints, ["wait", "look"]);
+        let one = not_expired(None, expire, "expiring failed".to_owned());
+        assert_eq!((one.message.as_str(), one.hints.len()), ("expiring failed", 1));
     }
 }

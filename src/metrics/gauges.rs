@@ -19,8 +19,23 @@ pub struct NextRun {
     pub schedule: String,
     /// When; nothing when it is never due again.
     pub at: Option<Timestamp>,
-    /// Its moments that were missed.
+    /// Its moments that were missed, ever.
     pub missed: u64,
+    /// When the last one was found to be missed.
+    pub last_missed: Option<Timestamp>,
+}
+
+/// How a target of notifications does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notified {
+    /// The target.
+    pub target: String,
+    /// Notifications that wait for it.
+    pub waiting: u64,
+    /// Given up since this start.
+    pub given_up: u64,
+    /// Failed attempts since this start.
+    pub failed: u64,
 }
 
 /// A handle to the values; clones share them.
@@ -33,11 +48,13 @@ type Of<T> = BTreeMap<Labels, T>;
 struct Values {
     next_run: Of<f64>,
     missed: Of<f64>,
+    last_missed: Of<f64>,
     window_start: Of<f64>,
     window_end: Of<f64>,
     wal_gap: Of<f64>,
     wal_ready: Of<f64>,
     health: Of<f64>,
+    notified: BTreeMap<Labels, Notified>,
 }
 
 impl Gauges {
@@ -46,9 +63,11 @@ impl Gauges {
         let mut values = self.values();
         values.next_run.clear();
         values.missed.clear();
-        for NextRun { schedule, at, missed } in schedules {
+        values.last_missed.clear();
+        for NextRun { schedule, at, missed, last_missed } in schedules {
             let labels = Labels::new([("schedule", schedule)]);
             values.missed.insert(labels.clone(), number(missed));
+            set(&mut values.last_missed, labels.clone(), last_missed.map(seconds));
             if let Some(at) = at {
                 values.next_run.insert(labels, seconds(at));
             }
@@ -87,11 +106,23 @@ impl Gauges {
         self.values().health = checks.collect();
     }
 
+    /// All targets of notifications.
+    pub fn set_notified(&self, targets: impl IntoIterator<Item = Notified>) {
+        let targets = targets
+            .into_iter()
+            .map(|known| (Labels::new([("target", known.target.clone())]), known));
+        self.values().notified = targets.collect();
+    }
+
     /// The families, those without samples included.
     pub(super) fn families(&self) -> Vec<Family> {
         let values = self.values();
         let of = |values: &Of<f64>| -> Vec<_> {
             values.iter().map(|(labels, value)| (labels.clone(), *value)).collect()
+        };
+        let notified = |value: fn(&Notified) -> u64| -> Vec<_> {
+            let all = values.notified.iter();
+            all.map(|(labels, known)| (labels.clone(), number(value(known)))).collect()
         };
         vec![
             Family::gauge(
@@ -101,8 +132,13 @@ impl Gauges {
             ),
             Family::counter(
                 "headrest_schedule_missed",
-                "Runs of the schedule that were missed, of those that are remembered.",
+                "Runs of the schedule that were missed.",
                 of(&values.missed),
+            ),
+            Family::gauge(
+                "headrest_schedule_last_missed_timestamp_seconds",
+                "When a run was last found to be missed, in seconds since 1970.",
+                of(&values.last_missed),
             ),
             Family::gauge(
                 "headrest_recovery_window_start_timestamp_seconds",
@@ -128,6 +164,21 @@ impl Gauges {
                 "headrest_health_status",
                 "What a check of the health found: 0 pass, 1 warn, 2 fail.",
                 of(&values.health),
+            ),
+            Family::gauge(
+                "headrest_notify_waiting",
+                "Notifications that wait for the target.",
+                notified(|known| known.waiting),
+            ),
+            Family::counter(
+                "headrest_notify_given_up",
+                "Notifications that will never be delivered to the target.",
+                notified(|known| known.given_up),
+            ),
+            Family::counter(
+                "headrest_notify_failed",
+                "Failed attempts to deliver to the target.",
+                notified(|known| known.failed),
             ),
         ]
     }

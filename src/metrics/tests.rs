@@ -92,14 +92,27 @@ fn gauges_replace_and_forget() {
     let metrics = metrics();
     let (gauges, stanza) = (metrics.gauges().clone(), "main".parse().unwrap());
     let at = |second| Timestamp::from_second(second).unwrap();
-    let run =
-        |name: &str, second| NextRun { schedule: name.to_owned(), at: Some(at(second)), missed: 1 };
+    let run = |name: &str, second| NextRun {
+        schedule: name.to_owned(),
+        at: Some(at(second)),
+        missed: 1,
+        last_missed: Some(at(5)),
+    };
     gauges.set_schedules([run("a", 10), run("b", 20)]);
-    gauges.set_schedules([run("a", 30), NextRun { schedule: "c".to_owned(), at: None, missed: 0 }]);
+    gauges.set_schedules([
+        run("a", 30),
+        NextRun { schedule: "c".to_owned(), at: None, missed: 0, last_missed: None },
+    ]);
     gauges.set_recovery_window(&stanza, RepoKey::FIRST, Some((at(1), at(2))));
     gauges.set_wal_gap(&stanza, RepoKey::FIRST, Some(3));
     gauges.set_wal_ready(&stanza, Some(4));
     gauges.set_health([("archiving".to_owned(), "main".to_owned(), Level::Fail)]);
+    gauges.set_notified([Notified {
+        target: "ops".to_owned(),
+        waiting: 2,
+        given_up: 1,
+        failed: 9,
+    }]);
     let ours = |text: &str| -> Vec<String> {
         let lines = text.lines().filter(|line| {
             line.starts_with("headrest_") && !line.contains("_job") && !line.contains("_http")
@@ -114,11 +127,15 @@ fn gauges_replace_and_forget() {
             r#"headrest_schedule_next_run_timestamp_seconds{schedule="a"} 30.0"#,
             r#"headrest_schedule_missed_total{schedule="a"} 1.0"#,
             r#"headrest_schedule_missed_total{schedule="c"} 0.0"#,
+            r#"headrest_schedule_last_missed_timestamp_seconds{schedule="a"} 5.0"#,
             r#"headrest_recovery_window_start_timestamp_seconds{repo_key="1",stanza="main"} 1.0"#,
             r#"headrest_recovery_window_end_timestamp_seconds{repo_key="1",stanza="main"} 2.0"#,
             r#"headrest_wal_gap_segments{repo_key="1",stanza="main"} 3.0"#,
             r#"headrest_wal_ready_segments{stanza="main"} 4.0"#,
             r#"headrest_health_status{check="archiving",stanza="main"} 2.0"#,
+            r#"headrest_notify_waiting{target="ops"} 2.0"#,
+            r#"headrest_notify_given_up_total{target="ops"} 1.0"#,
+            r#"headrest_notify_failed_total{target="ops"} 9.0"#,
         ]
     );
     gauges.set_schedules([]);
@@ -126,6 +143,7 @@ fn gauges_replace_and_forget() {
     gauges.set_wal_gap(&stanza, RepoKey::FIRST, None);
     gauges.set_wal_ready(&stanza, None);
     gauges.set_health([]);
+    gauges.set_notified([]);
     assert_eq!(ours(&scrape(&metrics, &hundred())), [] as [String; 0]);
 }
 

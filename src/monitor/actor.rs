@@ -14,8 +14,10 @@ use super::facts::{self, Memory};
 use super::repository::Found;
 use crate::clock;
 use crate::domain::StanzaName;
-use crate::domain::health::conditions::{ARCHIVING, ConditionName, State, conditions, event_of};
-use crate::domain::health::{FIRST_BACKUP, Facts, Level, ScheduleFacts, Thresholds};
+use crate::domain::health::conditions::{
+    ARCHIVING, Before, ConditionName, State, conditions, event_of,
+};
+use crate::domain::health::{FIRST_BACKUP, Facts, Level, ScheduleFacts, TargetFacts, Thresholds};
 use crate::metrics::NextRun;
 use crate::pulse::Pulse;
 use crate::store::Condition;
@@ -47,11 +49,13 @@ pub(super) struct Monitor {
     kicks: BTreeMap<StanzaName, Arc<Notify>>,
     memories: BTreeMap<StanzaName, Memory>,
     /// What was told last.
-    told: BTreeMap<(StanzaName, String), (Level, Timestamp)>,
+    told: BTreeMap<(StanzaName, String), (Before, Timestamp)>,
     /// Since when something is better than what was told.
     better_since: BTreeMap<(StanzaName, String), Instant>,
     /// Faults of archiving that may be another's.
     doubts: BTreeMap<StanzaName, Doubt>,
+    /// How targets of notifications did last.
+    targets: Vec<TargetFacts>,
     since: Timestamp,
 }
 
@@ -67,11 +71,11 @@ impl Monitor {
         let mut memories: BTreeMap<StanzaName, Memory> = BTreeMap::new();
         match parts.context.store.conditions().await {
             Ok(known) => {
-                for Condition { stanza, name, level, since } in known {
+                for Condition { stanza, name, level, since, worst } in known {
                     if name == ARCHIVING && level != Level::Pass {
                         memories.entry(stanza.clone()).or_default().failing_since = Some(since);
                     }
-                    told.insert((stanza, name), (level, since));
+                    told.insert((stanza, name), (Before { level, worst }, since));
                 }
             }
             Err(error) => tracing::error!("how things stood is not known: {}", chain(&error)),
@@ -86,6 +90,7 @@ impl Monitor {
             told,
             better_since: BTreeMap::new(),
             doubts: BTreeMap::new(),
+            targets: Vec::new(),
             since: clock::now(),
         }
     }
@@ -113,11 +118,18 @@ impl Monitor {
         let stanzas = self.parts.stanzas.clone();
         let mut all = BTreeMap::new();
         let mut levels = Vec::new();
+        if let Some((targets, notified)) = facts::targets(&self.parts).await {
+            self.targets = targets;
+            self.parts.gauges.set_notified(notified);
+        }
+        // They are of no stanza: the first one's health tells of them.
+        let mut targets = Some(self.targets.clone());
         for stanza in stanzas {
             let found = self.looks.borrow().get(&stanza).cloned();
             let memory = self.memories.entry(stanza.clone()).or_default();
-            let facts =
+            let mut facts =
                 facts::gather(&self.parts, &stanza, found.as_ref(), memory, self.since, now).await;
+            facts.targets = targets.take().unwrap_or_default();
             let checks = facts.judge(&self.thresholds, now);
             for check in &checks {
                 levels.push((check.key.to_string(), stanza.to_string(), check.level));
@@ -131,7 +143,8 @@ impl Monitor {
         self.parts.gauges.set_schedules(views.iter().map(|view| NextRun {
             schedule: view.schedule.name.to_string(),
             at: view.next.map(|(_, due)| due),
-            missed: view.missed,
+            missed: view.missed.total,
+            last_missed: view.missed.last,
         }));
         self.publish.send_if_modified(|known| {
             let changed = **known != all;
@@ -154,7 +167,8 @@ impl Monitor {
         let away = facts.repository_is_away();
         for (name, state) in all {
             let key = (stanza.clone(), name.as_str().to_owned());
-            let before = self.told.get(&key).map_or(Level::Pass, |(level, _)| *level);
+            let known = self.told.get(&key).map_or(Before::WELL, |(before, _)| *before);
+            let before = known.level;
             if name.as_str() == ARCHIVING && state.level == Level::Pass {
                 self.doubts.remove(stanza);
             }
@@ -177,7 +191,7 @@ impl Monitor {
             {
                 continue;
             }
-            self.change(stanza, name, state, before, &facts.schedules, now).await;
+            self.change(stanza, name, state, known, &facts.schedules, now).await;
         }
         // A schedule or a disk that is no more has nothing to tell.
         let several = ["schedule:", "disk-space:"];
@@ -237,7 +251,7 @@ impl Monitor {
         stanza: &StanzaName,
         name: &ConditionName,
         state: &State,
-        before: Level,
+        before: Before,
         schedules: &[ScheduleFacts],
         now: Timestamp,
     ) {
@@ -246,16 +260,17 @@ impl Monitor {
         match state.level {
             Level::Pass => tracing::info!(stanza.name = %stanza, "{} is well again", name.as_str()),
             Level::Warn => {
-                tracing::warn!(stanza.name = %stanza, "{} was {before} and is {}: {detail}", name.as_str(), state.level);
+                tracing::warn!(stanza.name = %stanza, "{} was {} and is {}: {detail}", name.as_str(), before.level, state.level);
             }
             Level::Fail => {
-                tracing::error!(stanza.name = %stanza, "{} was {before} and is {}: {detail}", name.as_str(), state.level);
+                tracing::error!(stanza.name = %stanza, "{} was {} and is {}: {detail}", name.as_str(), before.level, state.level);
             }
         }
+        let after = before.then(state.level);
         let key = (stanza.clone(), name.as_str().to_owned());
         // Of a fault that gets worse or milder: since it began.
         let since = match self.told.get(&key) {
-            Some((_, since)) if before != Level::Pass && state.level != Level::Pass => *since,
+            Some((_, since)) if before.level != Level::Pass && state.level != Level::Pass => *since,
             Some(_) | None => now,
         };
         let condition = Condition {
@@ -263,6 +278,7 @@ impl Monitor {
             name: name.as_str().to_owned(),
             level: state.level,
             since,
+            worst: after.worst,
         };
         let event = event_of(stanza, name, state, before, schedules, now);
         let notices = event.map(|event| self.parts.notifier.routed(&event)).unwrap_or_default();
@@ -270,7 +286,7 @@ impl Monitor {
             Ok(()) => {
                 self.parts.notifier.wake();
                 self.better_since.remove(&key);
-                self.told.insert(key, (state.level, since));
+                self.told.insert(key, (after, since));
             }
             Err(error) => tracing::error!("how things stand is not written: {}", chain(&error)),
         }

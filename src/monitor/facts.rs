@@ -6,11 +6,12 @@ use super::Parts;
 use super::machine::{self, Machine};
 use super::repository::Found;
 use crate::domain::health::{
-    ArchivingFacts, Facts, RepositoryFacts, ScheduleFacts, ServerFacts, Up,
+    ArchivingFacts, Facts, RepositoryFacts, ScheduleFacts, ServerFacts, TargetFacts, Up,
 };
 use crate::domain::schedule::run::{Step, Trouble};
 use crate::domain::{JobKind, JobSpec, JobState, StanzaName};
 use crate::jobs::context::ServerSide;
+use crate::metrics::Notified;
 use crate::pgbackrest::command::archive_command;
 use crate::pgbackrest::info::{StanzaInfo, StanzaStatus};
 use crate::postgres::client::{ArchiveSettings, Connection};
@@ -18,6 +19,7 @@ use crate::postgres::state::ServerState;
 use crate::postgres::supervisor::{Archiving, Making, Status};
 use crate::scheduler::View;
 use crate::store::JobFilter;
+use crate::telemetry::chain;
 
 /// The codes with which a verification says that something is not whole.
 const VERDICTS: [&str; 2] = ["verify-errors", "wal-gap"];
@@ -111,6 +113,38 @@ pub(super) async fn gather(
     }
     facts.supported = supported(parts, &status);
     facts
+}
+
+/// How the targets of notifications do, for the health and for metrics.
+pub(super) async fn targets(parts: &Parts) -> Option<(Vec<TargetFacts>, Vec<Notified>)> {
+    let targets = parts.notifier.targets();
+    if targets.is_empty() {
+        return None;
+    }
+    let records = match parts.context.store.target_records().await {
+        Ok(records) => records,
+        Err(error) => {
+            tracing::warn!("how targets do is not known: {}", chain(&error));
+            return None;
+        }
+    };
+    let all = targets.iter().map(|target| {
+        let (name, status) = (&target.config.name, target.status());
+        let record = records.get(name).cloned().unwrap_or_default();
+        let facts = TargetFacts {
+            name: name.clone(),
+            waiting: record.oldest_at.map(|since| (record.waiting, since)),
+            given_up_at: record.given_up_at,
+        };
+        let notified = Notified {
+            target: name.clone(),
+            waiting: record.waiting.into(),
+            given_up: status.given_up_total,
+            failed: status.failed_total,
+        };
+        (facts, notified)
+    });
+    Some(all.unzip())
 }
 
 /// What the newest verification that came to its end found.

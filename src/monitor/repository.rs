@@ -228,6 +228,7 @@ impl Looker {
             by: "headrest".to_owned(),
             on_conflict: OnConflict::Queue,
             idempotency_key: None,
+            tried_again: false,
         };
         match self.parts.jobs.submit(submission).await {
             Ok(job) => {

@@ -2,7 +2,8 @@
 //!
 //! Clients are made when the first request needs one: without targets nothing of them is in memory.
 //! They follow no redirects and use no proxy of the environment, and connect only where
-//! [`super::guard`] allows. No URL is in any error: it is a secret.
+//! [`super::guard`] allows. No URL is in any error, and of an answer's text [`super::redact`] takes
+//! out what tells one: it is a secret.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,11 +18,14 @@ use rustls_platform_verifier::BuilderVerifierExt as _;
 use super::command;
 use super::guard::{self, GuardedResolver};
 use super::message::{self, Outgoing, Post};
+use super::redact::redacted;
 use crate::config::{Channel, NotifyConfig, SecretUrl};
 use crate::telemetry;
 
 /// How much of an answer is read, to say why a receiver refuses.
-const ANSWER_LIMIT: usize = 300;
+const ANSWER_LIMIT: usize = 4096;
+/// The most characters of it that are told.
+const ANSWER_MAX_CHARS: usize = 300;
 
 /// How long a request may take.
 #[derive(Debug, Clone, Copy)]
@@ -90,8 +94,14 @@ impl Sender {
         Self { timeouts, command_env, clients: Mutex::default() }
     }
 
-    /// One attempt.
+    /// One attempt. Nothing in what comes of it tells a secret of the target.
     pub(super) async fn send(&self, target: &NotifyConfig, outgoing: &Outgoing<'_>) -> Attempt {
+        let attempt = self.attempt(target, outgoing).await;
+        let error = attempt.error.map(|error| redacted(&target.channel, &error));
+        Attempt { error, ..attempt }
+    }
+
+    async fn attempt(&self, target: &NotifyConfig, outgoing: &Outgoing<'_>) -> Attempt {
         match (&target.channel, message::post(&target.channel, outgoing)) {
             (Channel::Command(words), _) => {
                 command::run(words, self.command_env.clone(), outgoing).await
@@ -103,7 +113,7 @@ impl Sender {
                 | Channel::Ntfy { url, .. }
                 | Channel::Healthchecks { url, .. },
                 Some(post),
-            ) => self.post(url, target.allow_private, post, outgoing.at).await,
+            ) => self.post(target, url, post, outgoing.at).await,
             (
                 Channel::Webhook { .. }
                 | Channel::Slack { .. }
@@ -117,11 +127,12 @@ impl Sender {
 
     async fn post(
         &self,
+        target: &NotifyConfig,
         url: &SecretUrl,
-        allow_private: bool,
         post: Post,
         now: Timestamp,
     ) -> Attempt {
+        let allow_private = target.allow_private;
         // What is written as an address is not resolved, so nobody else asks.
         if let Some(Err(forbidden)) = url.address().map(|ip| guard::check(ip, allow_private)) {
             return Attempt::failed(forbidden.to_string());
@@ -138,7 +149,7 @@ impl Sender {
             }
         }
         match request.send().await {
-            Ok(response) => judge(response, now).await,
+            Ok(response) => judge(response, &target.channel, now).await,
             Err(error) => {
                 let timed_out = error.is_timeout();
                 let error = telemetry::chain(&error.without_url());
@@ -186,7 +197,7 @@ fn tls_config(needed: bool) -> Result<ClientConfig, NoClient> {
 }
 
 /// What an answer means.
-async fn judge(response: Response, now: Timestamp) -> Attempt {
+async fn judge(response: Response, channel: &Channel, now: Timestamp) -> Attempt {
     let status = response.status();
     let code = Some(status.as_u16());
     if status.is_success() {
@@ -196,7 +207,7 @@ async fn judge(response: Response, now: Timestamp) -> Attempt {
     let error = if status.is_redirection() {
         format!("answered {status}: redirects are not followed, give the URL that it leads to")
     } else {
-        match beginning(response).await {
+        match beginning(response, channel).await {
             text if text.is_empty() => format!("answered {status}"),
             text => format!("answered {status}: {text}"),
         }
@@ -216,8 +227,9 @@ fn asked_for(value: &HeaderValue, now: Timestamp) -> Option<Duration> {
     Duration::try_from(at.duration_since(now)).ok()
 }
 
-/// The beginning of an answer's body, in one line.
-async fn beginning(mut response: Response) -> String {
+/// The beginning of an answer's body, in one line. It is cut after secrets were taken out: half of
+/// one would not be known for what it is.
+async fn beginning(mut response: Response, channel: &Channel) -> String {
     let mut bytes = Vec::new();
     while let Ok(Some(chunk)) = response.chunk().await {
         bytes.extend_from_slice(&chunk[..chunk.len().min(ANSWER_LIMIT - bytes.len())]);
@@ -225,9 +237,10 @@ async fn beginning(mut response: Response) -> String {
             break;
         }
     }
-    let text = String::from_utf8_lossy(&bytes);
+    let text = redacted(channel, &String::from_utf8_lossy(&bytes));
     let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    line.split_whitespace().collect::<Vec<_>>().join(" ")
+    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().take(ANSWER_MAX_CHARS).collect()
 }
 
 #[cfg(test)]

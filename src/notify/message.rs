@@ -103,14 +103,19 @@ pub(super) fn post(channel: &Channel, outgoing: &Outgoing<'_>) -> Option<Post> {
 /// What a dead man's switch is told of an event: a part of its path, empty for success.
 pub(super) fn ping(kind: EventKind) -> Option<&'static str> {
     match kind {
-        EventKind::BackupStarted | EventKind::RestoreStarted => Some("start"),
+        EventKind::BackupStarted
+        | EventKind::RestoreStarted
+        | EventKind::VerifyStarted
+        | EventKind::CheckStarted
+        | EventKind::ExpireStarted => Some("start"),
         EventKind::BackupSucceeded
         | EventKind::BackupWarned
         | EventKind::RestoreSucceeded
         | EventKind::RestoreWarned
         | EventKind::DrillSucceeded
         | EventKind::VerifySucceeded
-        | EventKind::CheckSucceeded => Some(""),
+        | EventKind::CheckSucceeded
+        | EventKind::ExpireSucceeded => Some(""),
         EventKind::BackupFailed
         | EventKind::BackupMissed
         | EventKind::BackupCancelled

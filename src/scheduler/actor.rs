@@ -20,7 +20,7 @@ use crate::domain::schedule::{Schedule, ScheduleKind, ScheduleName};
 use crate::domain::{Annotations, BackupType};
 use crate::jobs::{Context, Denied, JobsHandle, Submission};
 use crate::pulse::Pulse;
-use crate::store::{StoreError, StoredSchedule};
+use crate::store::{Missed, StoreError, StoredSchedule};
 use crate::telemetry::chain;
 
 /// How often the loop turns at least.
@@ -35,7 +35,7 @@ struct Entry {
     origin: Origin,
     version: u32,
     state: State,
-    missed: u64,
+    missed: Missed,
     /// A job that somebody runs by hand.
     by_hand: Option<JobId>,
     /// When its job was not accepted last.
@@ -246,7 +246,7 @@ impl Scheduler {
             let (last, count) = (slots.last, slots.count);
             match verdict {
                 Verdict::Missed => {
-                    entry.missed += count;
+                    entry.missed = Missed { total: entry.missed.total + count, last: Some(now) };
                     tracing::warn!(
                         schedule = %name, count, "schedule {name}: the run of {last} was missed: {reason}"
                     );
@@ -269,6 +269,7 @@ impl Scheduler {
             by: BY.to_owned(),
             on_conflict: OnConflict::Queue,
             idempotency_key: Some(key(entry)),
+            tried_again: entry.schedule.tries_again(&entry.state, clock::now()),
         };
         match self.jobs.submit(submission).await {
             Ok(job) => self.started(name, &job).await,
@@ -404,7 +405,7 @@ impl Scheduler {
         let stored = StoredSchedule { schedule: schedule.clone(), version };
         store.keep_schedule(stored, timing(&schedule), state.clone(), now).await?;
         self.deed(by, action, &name, detail).await;
-        let missed = self.entries.get(&name).map_or(0, |entry| entry.missed);
+        let missed = self.entries.get(&name).map_or(Missed::default(), |entry| entry.missed);
         let entry = Entry {
             schedule,
             origin: Origin::Api,
@@ -462,6 +463,7 @@ impl Scheduler {
             by: by.to_owned(),
             on_conflict: OnConflict::Refuse,
             idempotency_key: None,
+            tried_again: false,
         };
         let job = self.jobs.submit(submission).await?;
         if let Some(entry) = self.entries.get_mut(name) {

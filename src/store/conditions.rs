@@ -20,6 +20,8 @@ pub struct Condition {
     pub level: Level,
     /// Since when.
     pub since: Timestamp,
+    /// The worst that it was since it was last well.
+    pub worst: Level,
 }
 
 impl Store {
@@ -28,7 +30,7 @@ impl Store {
         self.read(|connection| {
             let failed = during("read conditions");
             let mut statement = connection
-                .prepare_cached("SELECT stanza, name, level, since FROM conditions")
+                .prepare_cached("SELECT stanza, name, level, since, worst FROM conditions")
                 .map_err(&failed)?;
             let mut rows = statement.query([]).map_err(&failed)?;
             let mut found = Vec::new();
@@ -38,6 +40,7 @@ impl Store {
                     name: column(row, "name")?,
                     level: parsed(row, "level")?,
                     since: time(row, "since")?,
+                    worst: parsed(row, "worst")?,
                 });
             }
             Ok(found)
@@ -53,15 +56,21 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.write(move |connection| {
             let failed = during("keep a condition");
-            let Condition { stanza, name, level, since } = condition;
+            let Condition { stanza, name, level, since, worst } = condition;
             let transaction = connection.transaction().map_err(&failed)?;
             insert_outbox(&transaction, &notices)?;
             transaction
                 .execute(
-                    "INSERT INTO conditions (stanza, name, level, since) VALUES (?1, ?2, ?3, ?4) \
-                     ON CONFLICT (stanza, name) DO UPDATE SET level = excluded.level, since = \
-                     excluded.since",
-                    params![stanza.as_str(), name, level.as_str(), since.as_microsecond()],
+                    "INSERT INTO conditions (stanza, name, level, since, worst) VALUES (?1, ?2, ?3, \
+                     ?4, ?5) ON CONFLICT (stanza, name) DO UPDATE SET level = excluded.level, since \
+                     = excluded.since, worst = excluded.worst",
+                    params![
+                        stanza.as_str(),
+                        name,
+                        level.as_str(),
+                        since.as_microsecond(),
+                        worst.as_str()
+                    ],
                 )
                 .map_err(&failed)?;
             transaction.commit().map_err(&failed)
@@ -85,5 +94,27 @@ impl Store {
                 .map_err(during("forget a condition"))
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_condition_is_what_it_was_said_to_be_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("t.db")).unwrap();
+        for (level, worst) in [(Level::Fail, Level::Fail), (Level::Warn, Level::Fail)] {
+            let condition = Condition {
+                stanza: "main".parse().unwrap(),
+                name: "archiving".to_owned(),
+                level,
+                since: Timestamp::from_second(1_700_000_000).unwrap(),
+                worst,
+            };
+            store.change_condition(condition.clone(), Vec::new()).await.unwrap();
+            assert_eq!(store.conditions().await.unwrap(), [condition]);
+        }
     }
 }

@@ -59,7 +59,7 @@ pub struct JobFilter {
 }
 
 const COLUMNS: &str = "id, state, origin, by_whom, created_at, started_at, finished_at, spec, \
-                       progress, restore_phase, result, error";
+                       progress, restore_phase, result, error, tried_again";
 
 impl Store {
     /// Adds a job.
@@ -72,7 +72,8 @@ impl Store {
             connection
                 .execute(
                     "INSERT INTO jobs (id, kind, stanza, state, origin, by_whom, created_at, spec, \
-                     progress, idempotency_key) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                     progress, idempotency_key, tried_again) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, \
+                     ?9, ?10, ?11)",
                     params![
                         job.id.to_string(),
                         job.spec.kind().as_str(),
@@ -84,6 +85,7 @@ impl Store {
                         to_json(&job.spec),
                         to_json(&job.progress),
                         idempotency_key,
+                        job.tried_again,
                     ],
                 )
                 .map(drop)
@@ -360,5 +362,6 @@ fn job_of(row: &Row<'_>) -> Result<Job, StoreError> {
             .transpose()?,
         result: json_if_any(row, "result")?,
         error: json_if_any(row, "error")?,
+        tried_again: column(row, "tried_again")?,
     })
 }

@@ -1,4 +1,5 @@
-//! Notifications that wait to be delivered, in order for each target.
+//! Notifications that wait to be delivered, in order for each target. One that does not arrive while
+//! others do is put aside; then the order is kept among those about the same subject only.
 //!
 //! A row is stored with what it tells of, and leaves when it was delivered. Of each target a
 //! bounded number is kept; the oldest goes first.
@@ -45,10 +46,34 @@ pub struct Notice {
     pub repeats: u32,
     /// Failed attempts.
     pub attempts: u32,
-    /// How many of them the receiver refused.
+    /// How many of the last of them the receiver refused, in a row.
     pub refusals: u32,
+    /// Since when it does.
+    pub refused_since: Option<Timestamp>,
     /// When to try next.
     pub due_at: Timestamp,
+}
+
+/// Which notification of those that wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// The next in order. One that others were put behind of is not in it, nor is what follows
+    /// that one about the same subject.
+    Next,
+    /// Of those that were put aside, the one that is due first.
+    Aside,
+    /// One about another subject than all before it, to find out whether only the one of this id
+    /// does not arrive; of these the one that was tried least.
+    Behind(i64),
+}
+
+/// A notification that was found.
+#[derive(Debug)]
+pub struct Found {
+    /// Its place in the order.
+    pub id: i64,
+    /// It, or why it cannot be read: then it never will.
+    pub notice: Result<Notice, StoreError>,
 }
 
 /// An attempt that failed.
@@ -79,8 +104,12 @@ pub struct TargetRecord {
     pub error: Option<String>,
     /// Notifications that wait.
     pub waiting: u32,
+    /// Since when the oldest of them does.
+    pub oldest_at: Option<Timestamp>,
     /// Notifications that were given up.
     pub given_up: u32,
+    /// When the last of them was.
+    pub given_up_at: Option<Timestamp>,
 }
 
 impl Store {
@@ -161,35 +190,72 @@ impl Store {
         .await
     }
 
-    /// The notification that a target is to get next.
-    pub async fn next_notice(&self, target: String) -> Result<Option<Notice>, StoreError> {
+    /// A notification that waits for a target.
+    pub async fn waiting(&self, target: String, which: Which) -> Result<Option<Found>, StoreError> {
         self.read(move |connection| {
             let failed = during("read the next notification");
+            let (condition, order, after) = match which {
+                Which::Next => (format!("aside = 0 AND {}", not_after("e.aside = 1")), "id", 0),
+                Which::Aside => ("aside = 1".to_owned(), "due_at, id", 0),
+                Which::Behind(id) => {
+                    (format!("aside = 0 AND {}", not_after("1")), "attempts, id", id)
+                }
+            };
+            let sql = format!(
+                "SELECT id, delivery, event, created_at, repeats, attempts, refusals, \
+                 refused_since, due_at FROM outbox AS o WHERE target = ?1 AND given_up = 0 AND id > \
+                 ?2 AND {condition} ORDER BY {order} LIMIT 1"
+            );
             connection
-                .prepare_cached(
-                    "SELECT id, delivery, event, created_at, repeats, attempts, refusals, due_at \
-                     FROM outbox WHERE target = ?1 AND given_up = 0 ORDER BY id LIMIT 1",
-                )
+                .prepare_cached(&sql)
                 .map_err(&failed)?
-                .query_row([target], |row| Ok(notice_of(row)))
+                .query_row(params![target, after], |row| {
+                    Ok(Found { id: row.get("id")?, notice: notice_of(row) })
+                })
                 .optional()
-                .map_err(&failed)?
-                .transpose()
+                .map_err(&failed)
         })
         .await
     }
 
-    /// A notification was delivered.
+    /// A notification does not arrive while others do: those do not wait for it any more, unless
+    /// they are about the same.
+    pub async fn put_aside(&self, id: i64) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            connection
+                .execute("UPDATE outbox SET aside = 1 WHERE id = ?1", [id])
+                .map(drop)
+                .map_err(during("put a notification aside"))
+        })
+        .await
+    }
+
+    /// A notification was delivered, as `notice` says. What happened again meanwhile is told as
+    /// another one, of the id `again`.
     pub async fn notice_delivered(
         &self,
-        id: i64,
+        notice: &Notice,
         target: String,
+        again: String,
         at: Timestamp,
     ) -> Result<(), StoreError> {
+        let (id, repeats) = (notice.id, notice.repeats);
         self.write(move |connection| {
             let failed = during("note a delivery");
             let transaction = connection.transaction().map_err(&failed)?;
-            transaction.execute("DELETE FROM outbox WHERE id = ?1", [id]).map_err(&failed)?;
+            let gone = transaction
+                .execute("DELETE FROM outbox WHERE id = ?1 AND repeats = ?2", [id, repeats.into()])
+                .map_err(&failed)?;
+            if gone == 0 {
+                transaction
+                    .execute(
+                        "UPDATE outbox SET delivery = ?3, repeats = repeats - ?2 - 1, created_at = \
+                         ?4, due_at = ?4, attempts = 0, refusals = 0, refused_since = NULL, aside = \
+                         0, error = NULL WHERE id = ?1",
+                        params![id, repeats, again, at.as_microsecond()],
+                    )
+                    .map_err(&failed)?;
+            }
             note_delivery(&transaction, &target, at)?;
             transaction.commit().map_err(&failed)
         })
@@ -208,10 +274,13 @@ impl Store {
             let transaction = connection.transaction().map_err(&failed)?;
             transaction
                 .execute(
-                    "UPDATE outbox SET attempts = attempts + 1, refusals = refusals + :refused, \
-                     due_at = coalesce(:due, due_at), given_up = :due IS NULL, error = :error \
-                     WHERE id = :id",
+                    "UPDATE outbox SET attempts = attempts + 1, refusals = CASE WHEN :refused THEN \
+                     refusals + 1 ELSE 0 END, refused_since = CASE WHEN :refused THEN \
+                     coalesce(refused_since, :at) END, due_at = coalesce(:due, due_at), given_up = \
+                     :due IS NULL, given_up_at = CASE WHEN :due IS NULL THEN :at END, error = \
+                     :error WHERE id = :id",
                     named_params! {
+                        ":at": attempt.at.as_microsecond(),
                         ":refused": attempt.refused,
                         ":due": attempt.due_at.map(Timestamp::as_microsecond),
                         ":error": attempt.error,
@@ -252,8 +321,9 @@ impl Store {
             }
             let mut statement = connection
                 .prepare_cached(
-                    "SELECT target, sum(given_up = 0) AS waiting, sum(given_up) AS given_up FROM \
-                     outbox GROUP BY target",
+                    "SELECT target, sum(given_up = 0) AS waiting, sum(given_up) AS given_up, min(CASE \
+                     WHEN given_up = 0 THEN created_at END) AS oldest_at, max(given_up_at) AS \
+                     given_up_at FROM outbox GROUP BY target",
                 )
                 .map_err(&failed)?;
             let mut rows = statement.query([]).map_err(&failed)?;
@@ -261,6 +331,8 @@ impl Store {
                 let record = records.entry(column(row, "target")?).or_default();
                 record.waiting = column(row, "waiting")?;
                 record.given_up = column(row, "given_up")?;
+                record.oldest_at = time_if_any(row, "oldest_at")?;
+                record.given_up_at = time_if_any(row, "given_up_at")?;
             }
             Ok(records)
         })
@@ -346,6 +418,15 @@ fn drop_oldest(
         .map_err(during("drop the oldest notifications"))
 }
 
+/// The condition that no earlier notification about the same subject waits, of those that `which`
+/// is true for.
+fn not_after(which: &str) -> String {
+    format!(
+        "NOT EXISTS (SELECT 1 FROM outbox AS e WHERE e.target = o.target AND e.given_up = 0 AND \
+         e.subject = o.subject AND e.stanza IS o.stanza AND e.id < o.id AND {which})"
+    )
+}
+
 fn note_delivery(
     connection: &rusqlite::Connection,
     target: &str,
@@ -370,118 +451,10 @@ fn notice_of(row: &Row<'_>) -> Result<Notice, StoreError> {
         repeats: column(row, "repeats")?,
         attempts: column(row, "attempts")?,
         refusals: column(row, "refusals")?,
+        refused_since: time_if_any(row, "refused_since")?,
         due_at: time(row, "due_at")?,
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::event::{EventKind, Severity};
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_700_000_000 + second).unwrap()
-    }
-
-    fn notice(number: i64, kind: EventKind, subject: &str) -> NewNotice {
-        let event = Event::new(kind, at(number), subject.to_owned(), "something");
-        NewNotice { delivery: number.to_string(), target: "ops".into(), at: at(number), event }
-    }
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("t.db")).unwrap();
-        (directory, store)
-    }
-
-    async fn drain(store: &Store) -> Vec<(String, u32)> {
-        let mut told = Vec::new();
-        while let Some(next) = store.next_notice("ops".into()).await.unwrap() {
-            told.push((next.event.kind.to_string(), next.repeats));
-            store.notice_delivered(next.id, "ops".into(), at(99)).await.unwrap();
-        }
-        told
-    }
-
-    #[tokio::test]
-    async fn the_same_again_is_counted_unless_something_else_was_between() {
-        use EventKind::{WalFailing, WalRecovered};
-        let (_directory, store) = store();
-        let mut other_stanza = notice(6, WalFailing, "wal");
-        other_stanza.event.stanza = Some("b".parse().unwrap());
-        let mut worse = notice(7, WalFailing, "wal");
-        worse.event.severity = Severity::Info;
-        let notices = vec![
-            notice(1, WalFailing, "wal"),
-            notice(2, WalFailing, "wal"),
-            notice(3, WalFailing, "another"),
-            notice(4, WalRecovered, "wal"),
-            notice(5, WalFailing, "wal"),
-            other_stanza,
-            worse,
-        ];
-        store.add_notices(notices).await.unwrap();
-        let told = drain(&store).await;
-        let told: Vec<_> = told.iter().map(|(kind, repeats)| (kind.as_str(), *repeats)).collect();
-        let expect = [
-            ("wal.failing", 1),
-            ("wal.failing", 0),
-            ("wal.recovered", 0),
-            ("wal.failing", 0),
-            ("wal.failing", 0),
-            ("wal.failing", 0),
-        ];
-        assert_eq!(told, expect);
-        store.add_notices(vec![notice(8, WalFailing, "wal")]).await.unwrap();
-        assert_eq!(drain(&store).await.len(), 1, "delivered ones do not count");
-    }
-
-    #[tokio::test]
-    async fn the_oldest_goes_when_there_are_too_many() {
-        let (_directory, store) = store();
-        let more = i64::from(MOST_WAITING) + 2;
-        let notices: Vec<_> = (0..more)
-            .map(|number| notice(number, EventKind::BackupFailed, &number.to_string()))
-            .collect();
-        store.add_notices(notices).await.unwrap();
-        let first = store.next_notice("ops".into()).await.unwrap().unwrap();
-        assert_eq!(first.delivery, "2");
-        let records = store.target_records().await.unwrap();
-        assert_eq!(records["ops"].waiting, MOST_WAITING);
-    }
-
-    #[tokio::test]
-    async fn attempts_are_counted_and_a_given_up_one_stands_in_nobodys_way() {
-        let (_directory, store) = store();
-        let both = [1, 2].map(|n| notice(n, EventKind::BackupFailed, &n.to_string()));
-        store.add_notices(both.to_vec()).await.unwrap();
-        let mut failed = FailedAttempt {
-            id: store.next_notice("ops".into()).await.unwrap().unwrap().id,
-            target: "ops".into(),
-            at: at(3),
-            error: "answered 500".into(),
-            refused: false,
-            due_at: Some(at(8)),
-        };
-        store.notice_failed(failed.clone()).await.unwrap();
-        let next = store.next_notice("ops".into()).await.unwrap().unwrap();
-        assert_eq!((next.delivery.as_str(), next.attempts, next.refusals), ("1", 1, 0));
-        assert_eq!((next.due_at, next.created_at), (at(8), at(1)));
-        (failed.refused, failed.due_at) = (true, None);
-        store.notice_failed(failed).await.unwrap();
-        let next = store.next_notice("ops".into()).await.unwrap().unwrap();
-        assert_eq!(next.delivery, "2");
-        let record = store.target_records().await.unwrap().remove("ops").unwrap();
-        assert_eq!((record.waiting, record.given_up), (1, 1));
-        assert_eq!(record.error.as_deref(), Some("answered 500"));
-    }
-
-    #[tokio::test]
-    async fn targets_that_are_not_configured_any_more_are_forgotten() {
-        let (_directory, store) = store();
-        store.add_notices(vec![notice(1, EventKind::WalGap, "wal")]).await.unwrap();
-        assert_eq!(store.keep_targets(vec!["ops".into()]).await.unwrap(), 0);
-        assert_eq!(store.keep_targets(vec!["other".into()]).await.unwrap(), 1);
-        assert!(store.next_notice("ops".into()).await.unwrap().is_none());
-    }
-}
+mod tests;

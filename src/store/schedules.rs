@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension as _, params};
 
-use super::rows::{column, during, json, parsed, time, to_json};
+use super::rows::{column, during, json, parsed, time, time_if_any, to_json};
 use super::{Store, StoreError};
 use crate::domain::job::{Job, Trigger};
 use crate::domain::schedule::run::{Slots, State, Told, Verdict};
@@ -28,6 +28,15 @@ pub struct StoredVerdict {
     pub told: Told,
     /// When it was decided.
     pub at: Timestamp,
+}
+
+/// What a schedule has missed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Missed {
+    /// How many moments, ever.
+    pub total: u64,
+    /// When the last one was found to be missed.
+    pub last: Option<Timestamp>,
 }
 
 impl Store {
@@ -166,6 +175,19 @@ impl Store {
                         ],
                     )
                     .map_err(&failed)?;
+                if *verdict == Verdict::Missed {
+                    transaction
+                        .execute(
+                            "UPDATE schedule_states SET missed_total = missed_total + ?2, \
+                             last_missed_at = ?3 WHERE name = ?1",
+                            params![
+                                name,
+                                i64::try_from(slots.count).unwrap_or(i64::MAX),
+                                now.as_microsecond()
+                            ],
+                        )
+                        .map_err(&failed)?;
+                }
             }
             if !told.is_empty() {
                 transaction
@@ -216,18 +238,25 @@ impl Store {
         .await
     }
 
-    /// How many moments of a schedule were missed, of those that are remembered.
-    pub async fn missed_moments(&self, name: ScheduleName) -> Result<u64, StoreError> {
+    /// What a schedule has missed.
+    pub async fn missed_moments(&self, name: ScheduleName) -> Result<Missed, StoreError> {
         self.read(move |connection| {
-            let missed: i64 = connection
-                .query_row(
-                    "SELECT coalesce(sum(count), 0) FROM schedule_verdicts WHERE name = ?1 AND \
-                     verdict = ?2",
-                    params![name.as_str(), Verdict::Missed.as_str()],
-                    |row| row.get(0),
+            let found = connection
+                .prepare_cached(
+                    "SELECT missed_total, last_missed_at FROM schedule_states WHERE name = ?1",
                 )
-                .map_err(during("count missed moments"))?;
-            Ok(u64::try_from(missed).unwrap_or_default())
+                .and_then(|mut statement| {
+                    statement
+                        .query_row([name.as_str()], |row| {
+                            let total: i64 = row.get("missed_total")?;
+                            let total = u64::try_from(total).unwrap_or_default();
+                            Ok(time_if_any(row, "last_missed_at")
+                                .map(|last| Missed { total, last }))
+                        })
+                        .optional()
+                })
+                .map_err(during("read what was missed"))?;
+            found.transpose().map(Option::unwrap_or_default)
         })
         .await
     }
@@ -257,4 +286,40 @@ fn put_state(
         )
         .map(drop)
         .map_err(during("write down where a schedule stands"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_missed_is_counted_beyond_what_is_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("t.db")).unwrap();
+        let name: ScheduleName = "nightly".parse().unwrap();
+        assert_eq!(store.missed_moments(name.clone()).await.unwrap(), Missed::default());
+        let at = |second| Timestamp::from_second(1_700_000_000 + second).unwrap();
+        let told = |verdict, second, count| Told {
+            verdict,
+            slots: Slots { first: at(second), last: at(second), count },
+            reason: String::new(),
+        };
+        let mut second = 0;
+        for verdict in [Verdict::Missed, Verdict::Run] {
+            let all = (0..=i64::from(KEPT)).map(|n| told(verdict, n, 2)).collect();
+            second += 1;
+            let state = State::new(at(0));
+            store.schedule_turn(name.clone(), "t".into(), state, all, at(second)).await.unwrap();
+        }
+        let missed = store.missed_moments(name.clone()).await.unwrap();
+        assert_eq!(missed, Missed { total: 2 * (u64::from(KEPT) + 1), last: Some(at(1)) });
+        assert!(
+            store
+                .schedule_verdicts(name, 1000)
+                .await
+                .unwrap()
+                .iter()
+                .all(|verdict| { verdict.told.verdict == Verdict::Run })
+        );
+    }
 }

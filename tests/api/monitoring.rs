@@ -10,7 +10,7 @@ use headrest::domain::RepoKey;
 use headrest::domain::health::Level;
 use headrest::domain::job::JobKind;
 use headrest::metrics::exporter::{self, Moment, Seen};
-use headrest::metrics::{Lane, Metrics, NextRun, Process, Request};
+use headrest::metrics::{Lane, Metrics, NextRun, Notified, Process, Request};
 use headrest::pgbackrest::info;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -28,10 +28,21 @@ fn everything() -> String {
     let stanza = "main".parse().unwrap();
     let now = Timestamp::from_second(1_795_180_000).unwrap();
     let gauges = metrics.gauges();
-    gauges.set_schedules([NextRun { schedule: "nightly".to_owned(), at: Some(now), missed: 0 }]);
+    gauges.set_schedules([NextRun {
+        schedule: "nightly".to_owned(),
+        at: Some(now),
+        missed: 0,
+        last_missed: Some(now),
+    }]);
     gauges.set_recovery_window(&stanza, RepoKey::FIRST, Some((now, now)));
     gauges.set_wal_gap(&stanza, RepoKey::FIRST, Some(0));
     gauges.set_wal_ready(&stanza, Some(0));
+    gauges.set_notified([Notified {
+        target: "ops".to_owned(),
+        waiting: 0,
+        given_up: 0,
+        failed: 0,
+    }]);
     gauges.set_health([("a\"b\\\n".to_owned(), "main".to_owned(), Level::Pass)]);
     let took = std::time::Duration::from_millis(1);
     metrics.answered(Request { method: "GET", route: Some("/livez"), status: 200, took });

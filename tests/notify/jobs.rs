@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use headrest::domain::job::{
-    BackupOptions, BackupSpec, Job, JobEvent, JobSpec, Outcome, RestoreSpec, Trigger,
+    BackupOptions, BackupSpec, ExpireSpec, Job, JobError, JobEvent, JobSpec, Outcome, RestoreSpec,
+    Trigger, VerifySpec,
 };
 use headrest::domain::recovery::RecoveryTarget;
 use headrest::domain::{Annotations, BackupType, JobId};
@@ -117,6 +118,76 @@ async fn a_dead_mans_switch_hears_from_its_schedule_alone() {
     let expect = ["/ping/1/start", "/ping/1", "/ping/1/start", "/ping/1/fail"];
     assert_eq!(lines, expect.map(|path| format!("POST {path} HTTP/1.1")));
     assert!(receiver.requests()[3].body.starts_with("full backup of main failed"));
+}
+
+fn of_schedule(spec: JobSpec) -> Job {
+    let trigger = Trigger::Schedule("nightly".to_owned());
+    Job::queued(JobId::new(start()), spec, trigger, "t".into(), start())
+}
+
+/// The paths that a switch was pinged at, without the part that all have.
+fn pings(receiver: &Receiver) -> Vec<String> {
+    let path = |line: String| line.split(' ').nth(1).unwrap().to_owned();
+    receiver.requests().into_iter().map(|got| path(got.line)).collect()
+}
+
+#[tokio::test]
+async fn a_dead_mans_switch_hears_the_beginning_and_the_end_of_every_kind() {
+    let receiver = Receiver::good().await;
+    let rig = Rig::new(&target("switch", "healthchecks", &receiver.url("/p"), "")).await;
+    let stanza = || "main".parse().unwrap();
+    let mut last = 0;
+    for spec in [
+        JobSpec::Expire(ExpireSpec { stanza: stanza(), set: None, repo: None, dry_run: false }),
+        JobSpec::Verify(VerifySpec { stanza: stanza(), set: None, repo: None }),
+        JobSpec::Check { stanza: stanza() },
+    ] {
+        last = run(&rig.store, of_schedule(spec), Outcome::Succeeded).await;
+    }
+    rig.wake.send_replace(last);
+    rig.tasks.close(PATIENCE).await;
+    assert_eq!(pings(&receiver), ["/p/start", "/p", "/p/start", "/p", "/p/start", "/p"]);
+}
+
+#[tokio::test]
+async fn a_backup_with_page_errors_ends_for_a_switch_and_is_the_healths_for_others() {
+    let (receiver, ops) = (Receiver::good().await, Receiver::good().await);
+    let switch = target("switch", "healthchecks", &receiver.url("/p"), "");
+    let rig = Rig::new(&(switch + &target("ops", "webhook", &ops.url("/"), ""))).await;
+    let mut job = backup(Trigger::Schedule("nightly".to_owned()));
+    job.error = Some(JobError {
+        code: "page-checksum-errors".to_owned(),
+        exit_code: None,
+        exit_name: None,
+        message: "page checksum errors were found".to_owned(),
+        hints: Vec::new(),
+        retryable: false,
+    });
+    let last = run(&rig.store, job, Outcome::Warned).await;
+    rig.wake.send_replace(last);
+    rig.tasks.close(PATIENCE).await;
+    assert_eq!(pings(&receiver), ["/p/start", "/p"]);
+    assert!(ops.requests().is_empty(), "{:?}", ops.requests());
+}
+
+#[tokio::test]
+async fn only_the_last_try_of_a_schedule_is_an_alarm() {
+    let (receiver, ops) = (Receiver::good().await, Receiver::good().await);
+    let switch = target("switch", "healthchecks", &receiver.url("/p"), "");
+    let rig = Rig::new(&(switch + &target("ops", "webhook", &ops.url("/"), ""))).await;
+    let again = backup(Trigger::Schedule("nightly".to_owned()));
+    run(&rig.store, Job { tried_again: true, ..again }, Outcome::Failed).await;
+    let last = backup(Trigger::Schedule("nightly".to_owned()));
+    let last = run(&rig.store, last, Outcome::Failed).await;
+    rig.wake.send_replace(last);
+    rig.tasks.close(PATIENCE).await;
+    assert_eq!(pings(&receiver), ["/p/start", "/p/start", "/p/fail"]);
+    let told: Vec<_> = ops.requests().iter().map(Receiver::gist).collect();
+    assert_eq!(
+        told[0],
+        ("warning".into(), "full backup of main failed and will be tried again".into())
+    );
+    assert_eq!(told[1], ("critical".into(), "full backup of main failed".into()));
 }
 
 #[tokio::test]

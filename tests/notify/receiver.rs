@@ -18,6 +18,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) enum Answer {
     /// Answers with this status, these header lines and this body.
     Status(u16, &'static str, &'static str),
+    /// This status for requests whose body has this text, 200 for others.
+    StatusFor(&'static str, u16),
+    /// 404, and what was asked for, as many servers do.
+    Echo,
     /// Never answers.
     Hang,
     /// Closes the connection.
@@ -81,6 +85,13 @@ impl Receiver {
         self.got.borrow().clone()
     }
 
+    /// The severity and the summary of a message.
+    pub(crate) fn gist(request: &Request) -> (String, String) {
+        let body = request.json();
+        let text = |name: &str| body[name].as_str().unwrap().to_owned();
+        (text("severity"), text("summary"))
+    }
+
     /// Waits until it has got so many requests.
     pub(crate) async fn wait_for(&self, count: usize) -> Vec<Request> {
         let mut got = self.got.clone();
@@ -104,12 +115,23 @@ async fn serve(
     let mut stream = BufReader::new(stream);
     while let Some(request) = read(&mut stream).await {
         let answer = answers.borrow().clone();
+        let echo = format!("no {} here", request.line.trim_end_matches(" HTTP/1.1"));
+        let answer = match answer {
+            Answer::StatusFor(part, code) if request.body.contains(part) => {
+                Answer::Status(code, "", "")
+            }
+            Answer::StatusFor(..) => Answer::Status(200, "", ""),
+            other => other,
+        };
         keep.send_modify(|got| got.push(request));
         let text = match answer {
             Answer::Status(code, headers, body) => format!(
                 "HTTP/1.1 {code} X\r\ncontent-length: {}\r\n{headers}\r\n{body}",
                 body.len()
             ),
+            Answer::Echo => {
+                format!("HTTP/1.1 404 X\r\ncontent-length: {}\r\n\r\n{echo}", echo.len())
+            }
             Answer::Redirect(url) => {
                 format!("HTTP/1.1 302 Found\r\ncontent-length: 0\r\nlocation: {url}\r\n\r\n")
             }
@@ -117,7 +139,7 @@ async fn serve(
                 let _ = stream.write_all(b"HTTP/1.1 500 X\r\ncontent-length: 9\r\n\r\nx").await;
                 return std::future::pending().await;
             }
-            Answer::Hang => return std::future::pending().await,
+            Answer::Hang | Answer::StatusFor(..) => return std::future::pending().await,
             Answer::Close => return,
         };
         if stream.write_all(text.as_bytes()).await.is_err() {

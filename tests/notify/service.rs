@@ -113,8 +113,20 @@ impl Service {
 
     /// Posts without a body, and answers the JSON.
     async fn post(&self, path: &str) -> serde_json::Value {
+        let body = self.exchange("POST", path).await;
+        serde_json::from_str(&body).unwrap_or_else(|_| panic!("{body}"))
+    }
+
+    /// Asks until the answer has this in it.
+    async fn get_until(&self, path: &str, part: &str) {
+        let found = async { while !self.exchange("GET", path).await.contains(part) {} };
+        assert!(timeout(PATIENCE, found).await.is_ok(), "{path} never has {part}");
+    }
+
+    /// The body of an answer.
+    async fn exchange(&self, method: &str, path: &str) -> String {
         let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\nprefer: wait=20\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\nprefer: wait=20\r\n\
              connection: close\r\n\r\n"
         );
         let mut answer = String::new();
@@ -124,8 +136,7 @@ impl Service {
             stream.read_to_string(&mut answer).await.unwrap();
         };
         timeout(PATIENCE, exchange).await.unwrap();
-        let body = answer.split_once("\r\n\r\n").unwrap().1;
-        serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}"))
+        answer.split_once("\r\n\r\n").unwrap().1.to_owned()
     }
 }
 
@@ -161,6 +172,10 @@ async fn the_service_tells_over_tls_past_proxies_and_to_its_end() {
     let error = refused["error"].as_str().unwrap();
     assert!(error.contains("certificate") && !error.contains("s3cret"), "{error}");
 
+    // Whether they arrive is measured and judged.
+    service.get_until("/metrics", "headrest_notify_waiting{target=\"plain\"} 0.0").await;
+    service.get_until("/api/v1/health", "\"name\":\"notifications\"").await;
+
     // Told at the latest while it ends.
     let job = service.post("/api/v1/stanzas/main/check").await;
     assert_eq!(job["state"], "succeeded", "{job}");
@@ -170,7 +185,7 @@ async fn the_service_tells_over_tls_past_proxies_and_to_its_end() {
     assert!(ended.success(), "{ended}");
     let got = plain.requests();
     let events: Vec<_> = got.iter().map(|got| got.header("headrest-event")).collect();
-    assert_eq!(events, ["check.succeeded"]);
+    assert_eq!(events, ["check.started", "check.succeeded"]);
     assert_eq!(got[0].json()["job"], job["id"]);
     assert_eq!(proxy.requests().len(), 0, "the environment's proxy was used");
 }

@@ -2,7 +2,7 @@
 
 use super::super::job::{Job, JobError, JobKind, JobResult, JobSpec, JobState, Outcome, Trigger};
 use super::super::restore::Awaiting;
-use super::{Event, EventKind};
+use super::{Audience, Event, EventKind, Severity};
 
 /// The code of a backup's warning that is told as a change of the health.
 const PAGE_ERRORS: &str = "page-checksum-errors";
@@ -10,10 +10,15 @@ const PAGE_ERRORS: &str = "page-checksum-errors";
 /// The event of the state that a job is in now, if anybody may want to hear of it.
 pub fn of_job(job: &Job) -> Option<Event> {
     let kind = kind(job.spec.kind(), job.state)?;
-    // The health tells of damaged pages, and of their end.
-    if job.error.as_ref().is_some_and(|error| error.code == PAGE_ERRORS) {
-        return None;
-    }
+    let again = job.tried_again && matches!(job.state, JobState::Failed | JobState::Interrupted);
+    // The health tells of damaged pages, and of their end; but a switch waits for the end of what
+    // has begun.
+    let damaged = job.error.as_ref().is_some_and(|error| error.code == PAGE_ERRORS);
+    let audience = match (damaged, again) {
+        (true, _) => Audience::Switches,
+        (false, true) => Audience::Readers,
+        (false, false) => Audience::All,
+    };
     let at = match job.state {
         JobState::Queued | JobState::Running | JobState::Cancelling => job.started_at,
         JobState::Succeeded
@@ -35,7 +40,16 @@ pub fn of_job(job: &Job) -> Option<Event> {
         summary.push_str(": ");
         summary.push_str(&error.message);
     }
-    Some(about(job, kind, at.unwrap_or(job.created_at), &summary).with_detail(&detail(job)))
+    let at = at.unwrap_or(job.created_at);
+    let mut words = detail(job);
+    if again {
+        words.insert_str(0, "Its schedule will try it again.\n");
+        // Before the reason, which may be cut.
+        summary = summary.replacen(happened, &format!("{happened} and will be tried again"), 1);
+    }
+    let event = about(job, kind, at, &summary).with_detail(&words);
+    let severity = if again { Severity::Warning } else { event.severity };
+    Some(Event { severity, audience, ..event })
 }
 
 /// The event of a restore that has begun to wait, since `at`.
@@ -83,6 +97,12 @@ fn kind(kind: JobKind, state: JobState) -> Option<EventKind> {
             Some(EventKind::VerifySucceeded)
         }
         (JobKind::Verify, JobState::Failed) => Some(EventKind::VerifyFailed),
+        (JobKind::Check, JobState::Running) => Some(EventKind::CheckStarted),
+        (JobKind::Verify, JobState::Running) => Some(EventKind::VerifyStarted),
+        (JobKind::Expire, JobState::Running) => Some(EventKind::ExpireStarted),
+        (JobKind::Expire, JobState::Succeeded | JobState::Warned) => {
+            Some(EventKind::ExpireSucceeded)
+        }
         (JobKind::Expire, JobState::Failed) => Some(EventKind::ExpireFailed),
         // Nobody learns anything of these: whoever asked for a change of notes waits for the answer,
         // and without a stanza checks and backups fail, which is told.
@@ -95,10 +115,9 @@ fn kind(kind: JobKind, state: JobState) -> Option<EventKind> {
             | JobState::Cancelled
             | JobState::Interrupted,
         )
-        | (JobKind::Expire, JobState::Succeeded | JobState::Warned)
         | (
             JobKind::Check | JobKind::Verify | JobKind::Expire,
-            JobState::Running | JobState::Cancelled | JobState::Interrupted,
+            JobState::Cancelled | JobState::Interrupted,
         )
         | (
             JobKind::Backup
@@ -245,12 +264,17 @@ mod tests {
             "restore.failed",
             "restore.cancelled",
             "restore.interrupted",
+            "check.started",
             "check.succeeded",
             "check.succeeded",
             "check.failed",
+            "verify.started",
             "verify.succeeded",
             "verify.succeeded",
             "verify.failed",
+            "expire.started",
+            "expire.succeeded",
+            "expire.succeeded",
             "expire.failed",
         ];
         assert_eq!(told, expect);
@@ -275,6 +299,42 @@ mod tests {
         for part in ["took 60 s", "LockAcquireError", "another pgBackRest", "schedule:nightly"] {
             assert!(event.detail.contains(part), "{part} is not in {}", event.detail);
         }
+    }
+
+    #[test]
+    fn a_try_that_is_not_the_last_is_no_alarm() {
+        for (state, last) in [
+            (JobState::Failed, Severity::Critical),
+            (JobState::Interrupted, Severity::Warning),
+            (JobState::Succeeded, Severity::Info),
+        ] {
+            let mut job = job(specs()[0].clone(), state);
+            let event = of_job(&job).unwrap();
+            assert_eq!((event.severity, event.audience), (last, Audience::All), "{state}");
+            assert!(!event.summary.contains("again"), "{}", event.summary);
+            job.tried_again = true;
+            let event = of_job(&job).unwrap();
+            let failed = state != JobState::Succeeded;
+            let expect = if failed { Audience::Readers } else { Audience::All };
+            assert_eq!(event.audience, expect, "{state}");
+            assert!(event.severity <= Severity::Warning);
+            assert_eq!(event.summary.contains("will be tried again"), failed);
+        }
+    }
+
+    #[test]
+    fn damaged_pages_are_the_healths_but_a_switch_hears_of_the_end() {
+        let mut damaged = job(specs()[0].clone(), JobState::Warned);
+        damaged.error = Some(JobError {
+            code: PAGE_ERRORS.into(),
+            exit_code: None,
+            exit_name: None,
+            message: "page checksum errors".into(),
+            hints: Vec::new(),
+            retryable: false,
+        });
+        let event = of_job(&damaged).unwrap();
+        assert_eq!((event.kind, event.audience), (EventKind::BackupWarned, Audience::Switches));
     }
 
     #[test]

@@ -4,8 +4,13 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     ArchivingFacts, Check, CheckId, CheckKey, FIRST_BACKUP, Facts, Level, RepositoryFacts,
-    Thresholds, Up,
+    TargetFacts, Thresholds, Up,
 };
+
+/// For how long a notification may wait.
+const WAITS: SignedDuration = SignedDuration::from_hours(1);
+/// For how long it is said that one was given up.
+const GIVEN_UP: SignedDuration = SignedDuration::from_hours(24);
 
 /// Every check that applies.
 pub(super) fn all(facts: &Facts, thresholds: &Thresholds, now: Timestamp) -> Vec<Check> {
@@ -37,7 +42,30 @@ pub(super) fn all(facts: &Facts, thresholds: &Thresholds, now: Timestamp) -> Vec
         )),
         None => {}
     }
+    if !facts.targets.is_empty() {
+        checks.push(notifications(&facts.targets, now));
+    }
     checks
+}
+
+fn notifications(targets: &[TargetFacts], now: Timestamp) -> Check {
+    let mut wrong = Vec::new();
+    for TargetFacts { name, waiting, given_up_at } in targets {
+        if let Some((count, since)) =
+            waiting.filter(|(_, since)| now.duration_since(*since) > WAITS)
+        {
+            wrong.push(format!("{count} wait for {name}, the oldest since {since}"));
+        }
+        if let Some(at) = given_up_at.filter(|at| now.duration_since(*at) < GIVEN_UP) {
+            wrong.push(format!("one for {name} was given up at {at}"));
+        }
+    }
+    if wrong.is_empty() {
+        return pass(CheckId::Notifications, "arrive".to_owned());
+    }
+    let hint =
+        "GET /api/v1/notifications says why; POST /api/v1/notifications/NAME/test tries one.";
+    warn(CheckId::Notifications, wrong.join("; "), hint)
 }
 
 fn backups(facts: &Facts, thresholds: &Thresholds, now: Timestamp, checks: &mut Vec<Check>) {

@@ -32,6 +32,27 @@ pub const ARCHIVING: &str = "archiving";
 /// The name of what the repositories are told under.
 pub const REPOSITORY: &str = "repository";
 
+/// How a condition was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Before {
+    /// Last.
+    pub level: Level,
+    /// At worst, since it was last well.
+    pub worst: Level,
+}
+
+impl Before {
+    /// As it was at first: well.
+    pub const WELL: Self = Self { level: Level::Pass, worst: Level::Pass };
+
+    /// The same after it has become `level`.
+    #[must_use]
+    pub fn then(self, level: Level) -> Self {
+        let worst = if level == Level::Pass { level } else { level.max(self.worst) };
+        Self { level, worst }
+    }
+}
+
 impl ConditionName {
     /// The condition that a check is part of.
     pub fn of(key: &CheckKey) -> Self {
@@ -50,7 +71,8 @@ impl ConditionName {
             | CheckId::StopFile
             | CheckId::Schedule
             | CheckId::DiskSpace
-            | CheckId::Versions => key.to_string(),
+            | CheckId::Versions
+            | CheckId::Notifications => key.to_string(),
         };
         Self(name)
     }
@@ -90,10 +112,11 @@ pub fn event_of(
     stanza: &StanzaName,
     name: &ConditionName,
     state: &State,
-    before: Level,
+    before: Before,
     schedules: &[ScheduleFacts],
     now: Timestamp,
 ) -> Option<Event> {
+    let Before { level: before, worst } = before;
     let details: Vec<&str> = state.checks.iter().map(|check| check.detail.as_str()).collect();
     let hints: Vec<&str> = state.checks.iter().map(|check| check.hint).collect();
     let first = state.checks.first().map(|check| check.key.id)?;
@@ -102,6 +125,8 @@ pub fn event_of(
     let schedule = schedule.and_then(|name| schedules.iter().find(|facts| facts.name == name));
     let kind = match (first, state.level) {
         (CheckId::Verify, Level::Warn | Level::Fail) => return None,
+        // Who does not get notifications does not get these; they would be told of for ever.
+        (CheckId::Notifications, _) => return None,
         (CheckId::Postgres, Level::Fail) => EventKind::ProcessCrashed,
         (CheckId::Postgres, Level::Pass) if before == Level::Fail => EventKind::ProcessRecovered,
         (CheckId::Repository, Level::Fail) => EventKind::RepoUnavailable,
@@ -153,20 +178,24 @@ pub fn event_of(
         let change = if worse { "" } else { " (it was worse)" };
         format!("{} of {stanza}: {}{change}", name.as_str(), details.join("; "))
     };
-    let severity = match state.level {
-        Level::Pass => Severity::Info,
-        Level::Warn => Severity::Warning,
-        Level::Fail => Severity::Critical,
-    };
     let subject = format!("health:{}", name.as_str());
     let mut lines = details;
     lines.extend(hints.into_iter().filter(|hint| !hint.is_empty()));
     let event = Event::new(kind, now, subject, &summary).with_detail(&lines.join("\n"));
     Some(Event {
-        severity,
+        severity: severity(state.level),
+        was: Some(severity(worst)),
         schedule: schedule.map(|facts| facts.name.clone()),
         ..event.of_stanza(stanza.clone())
     })
+}
+
+fn severity(level: Level) -> Severity {
+    match level {
+        Level::Pass => Severity::Info,
+        Level::Warn => Severity::Warning,
+        Level::Fail => Severity::Critical,
+    }
 }
 
 #[cfg(test)]
@@ -207,9 +236,12 @@ mod tests {
             }
             let name = ConditionName::of(&check.key);
             let state = State { level, checks: vec![check] };
-            let event = event_of(&stanza, &name, &state, before, &schedules, now).unwrap();
+            let event =
+                event_of(&stanza, &name, &state, Before::WELL.then(before), &schedules, now)
+                    .unwrap();
             assert_eq!((event.kind.as_str(), event.severity), (kind, severity), "{id} {level}");
             assert_eq!(event.stanza.as_ref(), Some(&stanza));
+            assert_eq!(event.worst(), self::severity(level.max(before)), "{id} {level}");
             let scheduled = event.schedule.is_some();
             assert_eq!(scheduled, id == CheckId::Schedule);
         }
@@ -218,17 +250,40 @@ mod tests {
         let name = ConditionName::of(&check.key);
         let state = State { level: Level::Warn, checks: vec![check] };
         let failed = [ScheduleFacts { trouble: trouble(false), ..schedules[0].clone() }];
-        let event = event_of(&stanza, &name, &state, Level::Pass, &failed, now).unwrap();
+        let event = event_of(&stanza, &name, &state, Before::WELL, &failed, now).unwrap();
         assert_eq!(event.kind, EventKind::ScheduleFailed);
         // The job of the verification has told that.
         let check = self::check(CheckId::Verify, Level::Fail);
         let name = ConditionName::of(&check.key);
         let state = State { level: Level::Fail, checks: vec![check] };
-        assert_eq!(event_of(&stanza, &name, &state, Level::Pass, &[], now), None);
+        assert_eq!(event_of(&stanza, &name, &state, Before::WELL, &[], now), None);
+        for (level, before) in [(Level::Warn, Level::Pass), (Level::Pass, Level::Warn)] {
+            let check = self::check(CheckId::Notifications, level);
+            let name = ConditionName::of(&check.key);
+            let state = State { level, checks: vec![check] };
+            assert_eq!(event_of(&stanza, &name, &state, Before::WELL.then(before), &[], now), None);
+        }
     }
 
     fn check(id: CheckId, level: Level) -> Check {
         Check { key: CheckKey { id, of: None }, level, detail: id.to_string(), hint: "" }
+    }
+
+    #[test]
+    fn whoever_heard_of_the_worst_hears_of_the_end() {
+        let stanza: StanzaName = "main".parse().unwrap();
+        let mut before = Before::WELL;
+        let mut heard = Vec::new();
+        for level in [Level::Warn, Level::Fail, Level::Warn, Level::Pass, Level::Warn, Level::Pass]
+        {
+            let check = check(CheckId::Archiver, level);
+            let name = ConditionName::of(&check.key);
+            let state = State { level, checks: vec![check] };
+            let event = event_of(&stanza, &name, &state, before, &[], Timestamp::UNIX_EPOCH);
+            heard.push(event.unwrap().worst() == Severity::Critical);
+            before = before.then(level);
+        }
+        assert_eq!(heard, [false, true, true, true, false, false]);
     }
 
     #[test]

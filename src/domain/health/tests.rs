@@ -49,6 +49,7 @@ fn well() -> Facts {
         stop_file: Some(None),
         supported: Some(Ok(())),
         schedules: vec![schedule(None)],
+        targets: vec![TargetFacts { name: "ops".to_owned(), waiting: None, given_up_at: None }],
         disks: vec![Disk { what: "PGDATA".to_owned(), free_bytes: 50, total_bytes: 100 }],
         ..Facts::none(at(30 * DAY))
     }
@@ -188,4 +189,27 @@ fn what_is_not_known_or_does_not_apply_is_not_judged() {
     let restoring = Facts { server: Some(server(Up::Busy("restoring".to_owned()))), ..well() };
     assert_eq!(level(&restoring, CheckId::ArchiveMode), None);
     assert_eq!(judge(&Facts::none(at(0))), []);
+}
+
+#[test]
+fn notifications_that_do_not_arrive_are_seen() {
+    let table = [
+        (None, None, Pass, "arrive"),
+        (Some((3, at(HOUR))), None, Pass, "arrive"),
+        (Some((3, at(HOUR + 1))), None, Warn, "3 wait for ops, the oldest since"),
+        (None, Some(at(DAY - 1)), Warn, "one for ops was given up at"),
+        (None, Some(at(DAY)), Pass, "arrive"),
+    ];
+    for (waiting, given_up_at, level, detail) in table {
+        let target = TargetFacts { name: "ops".to_owned(), waiting, given_up_at };
+        let facts = Facts { targets: vec![target], ..well() };
+        let checks = facts.judge(&Thresholds::default(), at(0));
+        let check = checks.iter().find(|check| check.key.id == C::Notifications).unwrap();
+        assert_eq!(check.level, level, "{waiting:?} {given_up_at:?}");
+        assert!(check.detail.starts_with(detail), "{}", check.detail);
+    }
+    // Without targets there is nothing to check.
+    let nobody = Facts { targets: Vec::new(), ..well() };
+    let checks = nobody.judge(&Thresholds::default(), at(0));
+    assert!(checks.iter().all(|check| check.key.id != C::Notifications));
 }

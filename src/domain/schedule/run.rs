@@ -29,6 +29,11 @@ use super::Schedule;
 /// Waits before a run that failed is tried again; the last one again and again.
 const BACK_OFF: [SignedDuration; 3] =
     [SignedDuration::from_mins(1), SignedDuration::from_mins(5), SignedDuration::from_mins(15)];
+/// The wait after so many tries and one more.
+fn back_off(tries: u8) -> SignedDuration {
+    BACK_OFF[usize::from(tries).min(BACK_OFF.len() - 1)]
+}
+
 /// Moments that are counted one by one.
 const MOST_COUNTED: u64 = 50_000;
 /// A clock that was ahead by more than this was wrong, and what it decided does not count: else a
@@ -226,10 +231,7 @@ impl State {
             Outcome::Succeeded | Outcome::Warned | Outcome::Cancelled => None,
             // It is nobody's fault but ours.
             Outcome::Interrupted if tries_left => Some(SignedDuration::ZERO),
-            Outcome::Failed if tries_left => {
-                let at = usize::from(run.attempts.saturating_sub(1)).min(BACK_OFF.len() - 1);
-                Some(BACK_OFF[at])
-            }
+            Outcome::Failed if tries_left => Some(back_off(run.attempts.saturating_sub(1))),
             Outcome::Interrupted | Outcome::Failed => {
                 let tries = run.attempts;
                 let text = format!(
@@ -271,6 +273,16 @@ impl Schedule {
         });
         let late = i64::try_from(hash % (span + 1)).unwrap_or(0);
         slot.checked_add(SignedDuration::from_secs(late)).unwrap_or(slot)
+    }
+
+    /// Whether a job that is started now for the moment that is being served would, if it fails, be
+    /// tried again, and not be made up for by the next moment.
+    pub fn tries_again(&self, state: &State, now: Timestamp) -> bool {
+        let Some(run) = state.run.as_ref().filter(|run| run.attempts < self.retries) else {
+            return false;
+        };
+        let at = now.checked_add(back_off(run.attempts)).unwrap_or(now);
+        !state.paused && self.next_due(state.decided).is_none_or(|(_, due)| due > at)
     }
 
     /// Decides what is to be done now.

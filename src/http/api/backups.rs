@@ -388,6 +388,7 @@ pub(in crate::http) async fn create(
         by: caller.by.to_owned(),
         on_conflict: on_conflict(request.on_conflict.as_deref(), OnConflict::Refuse)?,
         idempotency_key: key.0,
+        tried_again: false,
     };
     accept(&state, submission, wait).await
 }

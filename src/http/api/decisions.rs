@@ -246,6 +246,7 @@ pub(in crate::http) async fn undo(
         by: caller.by.to_owned(),
         on_conflict: OnConflict::Cancel,
         idempotency_key: key.0,
+        tried_again: false,
     };
     super::accept(&state, submission, wait).await
 }

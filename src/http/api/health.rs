@@ -47,8 +47,8 @@ pub(in crate::http) struct Health {
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct HealthCheck {
     /// postgres, last-backup, last-full, repository, archive-mode, archive-command, archiver,
-    /// wal-ready, wal-age, wal-gap, page-checksums, verify, stop-file, schedule, disk-space or
-    /// versions.
+    /// wal-ready, wal-age, wal-gap, page-checksums, verify, stop-file, schedule, disk-space,
+    /// versions or notifications.
     #[schema(example = "archiver")]
     name: &'static str,
     /// Which one, of what there are several: a schedule's name, what is on a disk.

@@ -133,6 +133,7 @@ pub(in crate::http) async fn create(
         by: caller.by.to_owned(),
         on_conflict,
         idempotency_key: key.0,
+        tried_again: false,
     };
     super::accept(&state, submission, wait).await
 }

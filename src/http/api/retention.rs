@@ -260,6 +260,7 @@ pub(in crate::http) async fn remove(
             by: caller.by.to_owned(),
             on_conflict: on_conflict(query.on_conflict.as_deref(), OnConflict::Refuse)?,
             idempotency_key: None,
+            tried_again: false,
         })
         .await?;
     let location = format!("/api/v1/jobs/{}", job.id);
@@ -394,7 +395,8 @@ async fn annotate(
 ) -> Outcome<Job> {
     let spec = JobSpec::Annotate(spec);
     let by = by.to_owned();
-    let submission = Submission { spec, trigger, by, on_conflict, idempotency_key: None };
+    let submission =
+        Submission { spec, trigger, by, on_conflict, idempotency_key: None, tried_again: false };
     let job = state.jobs.submit(submission).await?;
     let finished = timeout(patience, state.jobs.finished(job.id)).await.ok().transpose()?;
     Ok(finished.unwrap_or(job))

@@ -107,7 +107,7 @@ pub(in crate::http) struct ScheduleView {
     current: Option<CurrentView>,
     /// What went wrong last, until a run ends well; null when all is well.
     trouble: Option<String>,
-    /// Moments that were missed, of those that are remembered.
+    /// Moments that were missed, ever.
     missed_count: u64,
 }
 
@@ -216,7 +216,7 @@ impl From<&View> for ScheduleView {
             next_run_at: view.next.map(|(_, due)| due),
             current: current(&view.state),
             trouble: view.state.trouble.as_ref().map(|trouble| trouble.text.clone()),
-            missed_count: view.missed,
+            missed_count: view.missed.total,
         }
     }
 }

@@ -56,6 +56,7 @@ pub(in crate::http) async fn back_up(
         by: caller.by.to_owned(),
         on_conflict: OnConflict::Refuse,
         idempotency_key: None,
+        tried_again: false,
     };
     let word = match state.jobs.submit(submission).await {
         Ok(_) => "started",

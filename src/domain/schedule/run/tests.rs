@@ -151,13 +151,15 @@ fn what_still_runs_takes_the_next_moment_with_it() {
 fn failures_are_tried_again_with_longer_waits_and_then_given_up() {
     let mut bench = Bench::new(schedule("0 2 * * *"), "2026-11-20T01:59:00Z");
     bench.later(secs(60));
-    let mut waits = Vec::new();
+    let (mut waits, mut foretold) = (Vec::new(), Vec::new());
     while let Some(Next::Again(at)) = bench.end(Outcome::Failed) {
         waits.push(at.duration_since(bench.now).as_secs());
         bench.tick(at - secs(1));
         assert_eq!(bench.job(), None, "not before its time");
+        foretold.push(bench.schedule.tries_again(&bench.state, at));
         bench.tick(at);
     }
+    assert_eq!(foretold, [true, true, false], "the last try is known to be the last");
     assert_eq!(waits, [60, 300, 900]);
     assert_eq!((bench.starts.len(), bench.state.run.clone()), (4, None));
     assert_eq!(bench.verdicts(), [(Verdict::Run, 1)]);
@@ -169,6 +171,23 @@ fn failures_are_tried_again_with_longer_waits_and_then_given_up() {
     let mut bench = Bench::new(schedule("0 2 * * *"), "2026-11-20T01:59:00Z");
     bench.later(secs(60));
     assert_eq!(bench.end(Outcome::Cancelled), Some(Next::Served));
+}
+
+#[test]
+fn a_try_is_the_last_when_the_next_moment_comes_before_another() {
+    let mut bench = Bench::new(schedule("*/5 * * * *"), "2026-11-20T01:59:00Z");
+    let first = at("2026-11-20T02:00:00Z");
+    assert!(!bench.schedule.tries_again(&bench.state, first), "nothing is served");
+    bench.tick(first);
+    let starting = |attempts| {
+        let run = Run { slot: first, due: first, attempts, step: Step::Starting };
+        State { run: Some(run), ..bench.state.clone() }
+    };
+    assert!(bench.schedule.tries_again(&starting(0), first));
+    // Five minutes after the second try is after the next moment.
+    assert!(!bench.schedule.tries_again(&starting(1), first + secs(60)));
+    let paused = State { paused: true, ..starting(0) };
+    assert!(!bench.schedule.tries_again(&paused, first));
 }
 
 #[test]
