@@ -23,13 +23,14 @@
 //! with it whatever builds upon it, and all of that goes, too, else it would be needed), with
 //! counts that remove nothing else. WAL is then expired by one `expire` that keeps all backups:
 //! pgBackRest expires WAL only when there are at least as many fulls as `repoN-retention-archive`
-//! says, so it is told exactly [`RepoPlan::wal_fulls`]. Pins are not counted there: what is only
+//! says, so it is told exactly [`RepoPlan::wal_limit`]. Pins are not counted there: what is only
 //! pinned keeps the WAL that makes it consistent, as pgBackRest keeps that for every backup, and
 //! not all WAL since then.
 //!
 //! Pure: backups, rules and the time are arguments.
 
 mod removal;
+mod wal;
 
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,7 @@ use super::words::words;
 use super::{BackupLabel, BackupType, RepoKey};
 
 pub use removal::{Refused, Removal, removal};
+pub use wal::{ArchiveType, WalLimit};
 
 /// The most that a count of the policy may be.
 pub const MOST: u32 = 1000;
@@ -256,9 +258,8 @@ pub struct RepoPlan {
     pub verdicts: Vec<Verdict>,
     /// The calls that carry it out, in this order.
     pub removals: Vec<Removal>,
-    /// Once they are carried out: of how many of the newest fulls all WAL is to be kept; zero when
-    /// there is no full.
-    pub wal_fulls: u32,
+    /// The oldest full of which all WAL is to be kept; nothing when there is no full.
+    pub wal_from: Option<BackupLabel>,
 }
 
 impl RepoPlan {
@@ -331,7 +332,7 @@ fn plan_repo(repo: RepoKey, own: &[&Held], rules: &Rules, now: Timestamp) -> Rep
     }
     add_needed(own, &mut reasons);
 
-    let wal_fulls = wal_fulls(own, &reasons);
+    let wal_from = wal::wal_from(own, &reasons);
     let verdicts: Vec<Verdict> = own
         .iter()
         .zip(reasons)
@@ -344,7 +345,7 @@ fn plan_repo(repo: RepoKey, own: &[&Held], rules: &Rules, now: Timestamp) -> Rep
     let doomed: BTreeSet<&BackupLabel> =
         verdicts.iter().filter(|verdict| !verdict.is_kept()).map(|v| &v.label).collect();
     let removals = removal::removals(own, &doomed);
-    RepoPlan { repo, verdicts, removals, wal_fulls }
+    RepoPlan { repo, verdicts, removals, wal_from }
 }
 
 fn is_full(backup: &Held) -> bool {
@@ -434,18 +435,4 @@ fn add_needed(own: &[&Held], reasons: &mut [Vec<Reason>]) {
             reasons[at].push(Reason::NeededBy(own[*newest].label.clone(), by.len() - 1));
         }
     }
-}
-
-/// How many of the newest fulls that stay reach back to the oldest of which all WAL is kept.
-fn wal_fulls(own: &[&Held], reasons: &[Vec<Reason>]) -> u32 {
-    let with_wal = own.iter().zip(reasons).filter(|(_, why)| why.iter().any(Reason::keeps_wal));
-    let wanted: BTreeSet<BackupLabel> =
-        with_wal.map(|(backup, _)| backup.label.full_label()).collect();
-    let staying =
-        own.iter().zip(reasons).filter(|(backup, why)| is_full(backup) && !why.is_empty());
-    let mut staying: Vec<&BackupLabel> = staying.map(|(backup, _)| &backup.label).collect();
-    // As pgBackRest counts them: by label.
-    staying.sort_unstable_by(|a, b| b.cmp(a));
-    let oldest = staying.iter().rposition(|label| wanted.contains(*label));
-    oldest.map_or(0, |at| u32::try_from(at + 1).unwrap_or(u32::MAX))
 }

@@ -18,7 +18,8 @@ use crate::clock;
 use crate::config::RetentionConfig;
 use crate::domain::job::{AnnotateSpec, JobSpec};
 use crate::domain::retention::{
-    self, Counts, FullRetention, Held, Period, Policy, Refused, Removal, RepoPlan, Rules,
+    self, ArchiveType, Counts, FullRetention, Held, Period, Policy, Refused, Removal, RepoPlan,
+    Rules, WalLimit,
 };
 use crate::domain::{Annotations, BackupLabel, RepoKey, StanzaName};
 use crate::pgbackrest::conf::UserOptions;
@@ -219,6 +220,29 @@ impl Ground {
             && self.rules.pins.is_empty()
             && self.rules.in_use.is_empty()
             && !self.for_backup_only
+    }
+
+    /// What is set for a repository, such as `archive`.
+    fn option(&self, repo: RepoKey, name: &str) -> Option<&str> {
+        let wanted = format!("repo{repo}-retention-{name}");
+        let mut options = self.options.get(&repo)?.iter();
+        options.find(|(option, _)| *option == wanted).map(|(_, value)| value.trim())
+    }
+
+    /// Whether anything lets WAL go there.
+    pub(super) fn limits_wal(&self, repo: RepoKey) -> bool {
+        self.rules.policy.is_set()
+            || self.rules.counts.get(&repo).is_some_and(Counts::limit)
+            || self.option(repo, "archive").is_some()
+    }
+
+    /// From which backup on all WAL is kept: as the user set it, or as the rules say.
+    pub(super) fn wal_limit(&self, plan: &RepoPlan) -> Option<WalLimit> {
+        let Some(count) = self.option(plan.repo, "archive") else { return plan.wal_limit(None) };
+        // What is no number pgBackRest refuses itself.
+        let count = count.parse().ok()?;
+        let by = self.option(plan.repo, "archive-type").and_then(|text| text.parse().ok());
+        plan.wal_limit(Some((count, by.unwrap_or(ArchiveType::Full))))
     }
 
     /// What removing one backup takes with it.

@@ -122,14 +122,39 @@ fn reasons_are_told() {
     assert_eq!(told(&rules), [&format!("needed by {}", label(1)), "pinned", doomed, newest]);
     let one = plan(&backups, &rules, at(NOW)).remove(0);
     assert_eq!(one.removals, [Removal { set: label(2), removes: vec![label(2)] }]);
-    assert_eq!(one.wal_fulls, 1, "a pin does not keep all WAL since then");
+    assert_eq!(one.wal_fulls(), 1, "a pin does not keep all WAL since then");
     rules.pins.clear();
     rules.in_use.insert(label(0), "restore 7".to_owned());
     assert_eq!(told(&rules)[..2], ["in use by restore 7", doomed]);
     // One call removes both.
     let one = plan(&backups, &rules, at(NOW)).remove(0);
-    assert_eq!(one.wal_fulls, 2, "a restore may go on to any moment");
+    assert_eq!(one.wal_fulls(), 2, "a restore may go on to any moment");
     assert_eq!(one.removals, [Removal { set: label(1), removes: vec![label(1), label(2)] }]);
+}
+
+/// `expire` counts all fulls that are there, those that go with them.
+#[test]
+fn wal_is_counted_over_all_that_is_there() {
+    let backups = history(&[
+        (Full, at("2026-11-20T10:00:00Z")),
+        (Full, at("2026-11-21T10:00:00Z")),
+        (Full, at("2026-11-21T12:00:00Z")),
+        (Diff, at("2026-11-21T14:00:00Z")),
+    ]);
+    let label = |at: usize| backups[at].label.clone();
+    let rules = rules(Policy { daily: Some(2), ..Policy::default() });
+    let plan = plan(&backups, &rules, at(NOW)).remove(0);
+    assert_eq!(plan.doomed().collect::<Vec<_>>(), [&label(1)]);
+    assert_eq!(plan.wal_fulls(), 2);
+    let limit = |own| plan.wal_limit(own).map(|limit| (limit.from, limit.count));
+    assert_eq!(limit(None), Some((label(0), 3)));
+    assert_eq!(limit(Some((2, ArchiveType::Full))), Some((label(0), 3)));
+    assert_eq!(limit(Some((1, ArchiveType::Full))), Some((label(2), 1)));
+    assert_eq!(limit(Some((3, ArchiveType::Diff))), Some((label(0), 4)));
+    assert_eq!(limit(Some((1, ArchiveType::Incr))), Some((label(3), 1)));
+    for none in [0, 3, u32::MAX] {
+        assert_eq!(limit(Some((none, ArchiveType::Full))), None, "{none}");
+    }
 }
 
 #[test]
@@ -329,8 +354,14 @@ proptest! {
             let kept = plan.verdicts.iter().filter(|v| v.is_kept()).map(|v| &v.label).collect();
             prop_assert_eq!(left, kept);
             let fulls = backups.iter().filter(|b| is_full(b)).count();
-            prop_assert!(plan.wal_fulls as usize <= fulls);
-            prop_assert!(fulls == 0 || plan.wal_fulls > 0);
+            prop_assert!(plan.wal_fulls() as usize <= fulls);
+            prop_assert!(fulls == 0 || plan.wal_fulls() > 0);
+            // Before the calls pgBackRest counts from the same full as after them.
+            let mut labels: Vec<_> = backups.iter().filter(|b| is_full(b)).map(|b| &b.label).collect();
+            labels.sort_by(|a, b| b.cmp(a));
+            let limit = plan.wal_limit(None);
+            let told = limit.as_ref().map(|limit| labels[limit.count as usize - 1]);
+            prop_assert_eq!(told, plan.wal_from.as_ref());
         }
     }
 

@@ -144,7 +144,7 @@ impl RepoView {
                 })
                 .collect(),
             calls: plan.removals.iter().map(CallView::new).collect(),
-            wal_fulls: plan.wal_fulls,
+            wal_fulls: plan.wal_fulls(),
         }
     }
 }
