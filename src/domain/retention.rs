@@ -29,6 +29,7 @@
 //!
 //! Pure: backups, rules and the time are arguments.
 
+mod counts;
 mod removal;
 mod wal;
 
@@ -169,7 +170,7 @@ pub enum Reason {
     NeededBy(BackupLabel, usize),
     /// It is not known when it ended, so no period can be told.
     NoTime,
-    /// Nothing is configured that removes backups.
+    /// Nothing is configured that removes such backups.
     NoLimit,
 }
 
@@ -305,7 +306,8 @@ fn plan_repo(repo: RepoKey, own: &[&Held], rules: &Rules, now: Timestamp) -> Rep
             keep(at, Reason::Period(*period, name));
         }
     }
-    for at in kept_by_counts(own, counts, now) {
+    let by_counts = counts::decide(own, counts, now);
+    for at in by_counts.kept {
         keep(at, Reason::Counts);
     }
     for (at, backup) in own.iter().enumerate() {
@@ -325,9 +327,11 @@ fn plan_repo(repo: RepoKey, own: &[&Held], rules: &Rules, now: Timestamp) -> Rep
         (false, true) => Some(Doom::Counts),
         (false, false) => None,
     };
-    if doom.is_none() {
-        for kept in reasons.iter_mut().filter(|reasons| reasons.is_empty()) {
-            kept.push(Reason::NoLimit);
+    if !rules.policy.is_set() {
+        for at in by_counts.unlimited {
+            if reasons[at].is_empty() {
+                reasons[at].push(Reason::NoLimit);
+            }
         }
     }
     add_needed(own, &mut reasons);
@@ -382,33 +386,6 @@ fn name_of(period: Period, at: Timestamp, timezone: &TimeZone) -> String {
         Period::Monthly => format!("{:04}-{:02}", date.year(), date.month()),
         Period::Yearly => format!("{:04}", date.year()),
     }
-}
-
-/// What pgBackRest's own expire would keep (its command reference, "Repository Options";
-/// `expireFullBackup`, `expireTimeBasedBackup` and `expireDiffBackup` of its source).
-fn kept_by_counts(own: &[&Held], counts: Counts, now: Timestamp) -> Vec<usize> {
-    if !counts.limit() {
-        return Vec::new();
-    }
-    let fulls: Vec<&Held> = own.iter().rev().filter(|backup| is_full(backup)).copied().collect();
-    let kept = match counts.full {
-        None => fulls.len(),
-        Some(FullRetention::Count(count)) => count as usize,
-        Some(FullRetention::Days(days)) => {
-            let oldest = now - jiff::SignedDuration::from_hours(24 * i64::from(days));
-            let older = |full: &&Held| full.stopped_at.is_some_and(|at| at < oldest);
-            fulls.iter().position(older).map_or(fulls.len(), |at| at + 1)
-        }
-    };
-    let kept: BTreeSet<&BackupLabel> = fulls.iter().take(kept).map(|full| &full.label).collect();
-    // A full counts as a diff, too.
-    let mut diffs = own.iter().rev().filter(|backup| {
-        backup.label.backup_type() != BackupType::Incr && kept.contains(&backup.label.full_label())
-    });
-    let cut = counts.diff.and_then(|count| diffs.nth((count as usize).saturating_sub(1)));
-    let fresh = |backup: &Held| is_full(backup) || cut.is_none_or(|cut| age(backup) >= age(cut));
-    let stays = |backup: &Held| kept.contains(&backup.label.full_label()) && fresh(backup);
-    own.iter().enumerate().filter(|(_, backup)| stays(backup)).map(|(at, _)| at).collect()
 }
 
 /// Gives everything that a kept backup needs, directly or through another, its reason.

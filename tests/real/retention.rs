@@ -230,6 +230,35 @@ fn wal_stays_while_a_doomed_full_lies_between_two_that_stay() {
     is_whole(&verify(&instance));
 }
 
+/// Headrest's own calculation, which a pin makes necessary, and pgBackRest's `expire --dry-run`.
+#[test]
+fn a_count_of_diffs_means_what_it_means_to_pgbackrest() {
+    let mut instance = Instance::new();
+    instance.set("PGBACKREST_EXPIRE_AUTO", "n");
+    instance.set("PGBACKREST_REPO1_RETENTION_DIFF", "1");
+    instance.start();
+    instance.wait_ready();
+    instance.wait_first_backup();
+    let full = labels(&instance)[0].clone();
+    let [incr, first, upon, second] =
+        ["incr", "diff", "incr", "diff"].map(|kind| label_of(&instance.good_backup(kind)));
+    let dry = json!({ "dry_run": true });
+    let job = instance.http.post_and_wait(EXPIRE, &dry, 60).expect(200).json();
+    let log = instance.job_log(id_of(&job));
+    let says = |label: &String| {
+        let mut lines = log.lines().filter(|line| line.contains("remove expired backup"));
+        lines.any(|line| line.trim_end().ends_with(label.as_str()))
+    };
+    let all = [&full, &incr, &first, &upon, &second].map(String::clone);
+    let gone: Vec<String> = all.iter().filter(|label| says(label)).cloned().collect();
+    assert_eq!(gone, [&first, &upon].map(String::clone), "{log}");
+    patch(&instance, &second, &json!({ "pinned": true, "on_conflict": "queue" })).expect(200);
+    let wait = json!({ "on_conflict": "queue" });
+    let job = instance.http.post_and_wait(EXPIRE, &wait, 60).expect(200).json();
+    assert_eq!(removed(&job), gone, "{job:#}");
+    assert_eq!(labels(&instance), [full, incr, second]);
+}
+
 #[test]
 fn a_limit_of_wal_that_is_set_for_backup_alone_counts() {
     let mut instance = Instance::new();

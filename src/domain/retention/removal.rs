@@ -87,10 +87,10 @@ pub(super) fn removals(own: &[&Held], doomed: &BTreeSet<&BackupLabel>) -> Vec<Re
     found
 }
 
-type Dependants<'a> = BTreeMap<&'a BackupLabel, Vec<&'a BackupLabel>>;
+pub(super) type Dependants<'a> = BTreeMap<&'a BackupLabel, Vec<&'a BackupLabel>>;
 
 /// Who needs each backup directly.
-fn dependants<'a>(own: &[&'a Held]) -> Dependants<'a> {
+pub(super) fn dependants<'a>(own: &[&'a Held]) -> Dependants<'a> {
     let mut found = Dependants::new();
     for backup in own {
         for needed in &backup.needs {
@@ -101,7 +101,10 @@ fn dependants<'a>(own: &[&'a Held]) -> Dependants<'a> {
 }
 
 /// The backup, and all that need it, directly or through another.
-fn with_dependants(dependants: &Dependants<'_>, label: &BackupLabel) -> BTreeSet<BackupLabel> {
+pub(super) fn with_dependants(
+    dependants: &Dependants<'_>,
+    label: &BackupLabel,
+) -> BTreeSet<BackupLabel> {
     let mut found = BTreeSet::from([label.clone()]);
     let mut open = vec![label];
     while let Some(label) = open.pop() {

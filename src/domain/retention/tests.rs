@@ -94,7 +94,42 @@ fn each_rule_alone() {
     assert_eq!(kept(&month, &counted(Some(FullRetention::Count(9)), None)), all);
     // Older than ten days before the 1st of December: the full of the 15th; it and newer ones.
     assert_eq!(kept(&month, &counted(Some(FullRetention::Days(10)), None))[..], all[14..]);
-    assert_eq!(kept(&month, &counted(None, Some(1))), [0, 7, 14, 21, 28, 29]);
+    assert_eq!(kept(&month, &counted(None, Some(1))), all, "there are no diffs");
+}
+
+/// Seen with `expire --dry-run` of 2.45 (tests/real/retention.rs has the first).
+#[test]
+fn a_count_of_diffs_takes_diffs_and_what_builds_upon_them() {
+    let day = |day: u32| at(&format!("2026-11-{day:02}T02:00:00Z"));
+    let of = |kinds: &[BackupType]| {
+        let with_days = kinds.iter().zip(1..).map(|(kind, n)| (*kind, day(n)));
+        history(&with_days.collect::<Vec<_>>())
+    };
+    let chain = of(&[Full, Incr, Diff, Incr, Diff]);
+    let two = Some(FullRetention::Count(2));
+    for full in [None, two] {
+        assert_eq!(kept(&chain, &counted(full, Some(1))), [0, 1, 4], "{full:?}");
+        assert_eq!(kept(&chain, &counted(full, Some(2))), [0, 1, 2, 3, 4], "{full:?}");
+    }
+    // A full counts as a diff.
+    let chain = of(&[Full, Diff, Full, Incr]);
+    assert_eq!(kept(&chain, &counted(two, Some(1))), [0, 2, 3]);
+    // Where fulls have no count, the days alone decide about them.
+    let mut rules = counted(None, Some(1));
+    rules.policy.daily = Some(1);
+    assert_eq!(kept(&chain, &rules), [2, 3]);
+    rules.counts.clear();
+    rules.counts.insert(RepoKey::FIRST, Counts { full: two, diff: None });
+    assert_eq!(kept(&chain, &rules), [0, 1, 2, 3]);
+}
+
+#[test]
+fn days_without_end_keep_everything() {
+    let backups =
+        history(&[(Full, at("2026-11-20T10:00:00Z")), (Full, at("2026-11-21T10:00:00Z"))]);
+    for days in [9_999_998, u32::MAX] {
+        assert_eq!(kept(&backups, &counted(Some(FullRetention::Days(days)), None)), [0, 1]);
+    }
 }
 
 #[test]
@@ -363,6 +398,34 @@ proptest! {
             let told = limit.as_ref().map(|limit| labels[limit.count as usize - 1]);
             prop_assert_eq!(told, plan.wal_from.as_ref());
         }
+    }
+
+    /// As pgBackRest's source does it: fulls beyond their count with all of theirs, then of the fulls
+    /// and diffs that are left the diffs beyond theirs, each with what builds upon it.
+    #[test]
+    fn counts_alone_remove_what_pgbackrest_removes(
+        backups in histories(),
+        full in proptest::option::of(1..5usize),
+        diff in proptest::option::of(1..5usize),
+    ) {
+        let mut left: Vec<&Held> = backups.iter().collect();
+        let fulls: Vec<&Held> = backups.iter().filter(|b| is_full(b)).collect();
+        for gone in fulls.iter().rev().skip(full.unwrap_or(usize::MAX)) {
+            left.retain(|backup| backup.label.full_label() != gone.label);
+        }
+        let mut counted_as_diff: Vec<&Held> = left.clone();
+        counted_as_diff.retain(|b| b.label.backup_type() != Incr);
+        let beyond = counted_as_diff.iter().rev().skip(diff.unwrap_or(usize::MAX));
+        for gone in beyond.filter(|b| !is_full(b)) {
+            left.retain(|b| b.label != gone.label && !b.needs.contains(&gone.label));
+        }
+        let as_u32 = |count: usize| u32::try_from(count).unwrap();
+        let rules = counted(full.map(|n| FullRetention::Count(as_u32(n))), diff.map(as_u32));
+        let kept = kept(&backups, &rules).into_iter().map(|at| &backups[at].label);
+        prop_assert_eq!(
+            kept.collect::<BTreeSet<_>>(),
+            left.iter().map(|b| &b.label).collect::<BTreeSet<_>>()
+        );
     }
 
     #[test]
