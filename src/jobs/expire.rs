@@ -27,7 +27,11 @@ pub(super) async fn run(
     recorder: &mut Recorder,
     cancel: &CancellationToken,
 ) -> Ended {
-    let _gate = context.retention.gate().await;
+    let _gate = tokio::select! {
+        gate = context.retention.gate(&spec.stanza) => gate,
+        () = cancel.cancelled() => return not_begun("cancelled", Outcome::Cancelled),
+        () = context.shutdown.cancelled() => return not_begun("interrupted", Outcome::Interrupted),
+    };
     let ground = match gather(context, &spec.stanza, Freshness::New).await {
         Ok(ground) => ground,
         Err(error) => return Ended::failed(from_error(&error)),
@@ -57,6 +61,12 @@ pub(super) async fn run(
         carry_out(context, spec, &calls, recorder, cancel).await
     };
     finish(context, &ground, spec, planned, done).await
+}
+
+/// It was ended while it waited for a pin to be set.
+fn not_begun(code: &str, outcome: Outcome) -> Ended {
+    let error = problem(code, "ended before any backup was removed", &[]);
+    Ended { error: Some(JobError { retryable: true, ..error }), ..Ended::with(outcome) }
 }
 
 /// The sets to remove.
@@ -201,7 +211,9 @@ fn from_error(error: &RetentionError) -> JobError {
         RetentionError::Refused(Refused::Unknown(_)) => "backup-not-found",
         RetentionError::Refused(Refused::Pinned(_)) => "backup-pinned",
         RetentionError::Refused(Refused::InUse(..) | Refused::LastFull(..)) => "backup-in-use",
-        RetentionError::PinsOff | RetentionError::Removing(_) => "refused",
+        RetentionError::Journal(_) | RetentionError::PinsOff | RetentionError::Removing(_) => {
+            "refused"
+        }
     };
     problem(code, error.to_string(), &[])
 }

@@ -6,7 +6,7 @@
 //! unpinned here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::catalog::{FRESH_ENOUGH, Freshness, Observation, Unavailable};
 use super::context::Context;
+use super::journal::JournalError;
 use crate::clock;
 use crate::config::RetentionConfig;
 use crate::domain::job::{AnnotateSpec, JobSpec};
@@ -38,19 +39,23 @@ pub struct Retention {
     pub config: RetentionConfig,
     /// What the user set for pgBackRest, per stanza.
     pub options: BTreeMap<StanzaName, UserOptions>,
-    /// Held while backups are removed, and while a pin is set: none is removed by a decision that
-    /// was made before it was pinned.
-    gate: Arc<Mutex<()>>,
+    /// One of each stanza. Held while its backups are removed, and while a pin is set: none is
+    /// removed by a decision that was made before it was pinned.
+    gates: Arc<StdMutex<BTreeMap<StanzaName, Arc<Mutex<()>>>>>,
 }
 
 impl Retention {
     /// Of this configuration.
     pub fn new(config: RetentionConfig, options: BTreeMap<StanzaName, UserOptions>) -> Self {
-        Self { config, options, gate: Arc::default() }
+        Self { config, options, gates: Arc::default() }
     }
 
-    pub(super) async fn gate(&self) -> OwnedMutexGuard<()> {
-        Arc::clone(&self.gate).lock_owned().await
+    pub(super) async fn gate(&self, stanza: &StanzaName) -> OwnedMutexGuard<()> {
+        let gate = {
+            let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(gates.entry(stanza.clone()).or_default())
+        };
+        gate.lock_owned().await
     }
 
     /// The value of an option that counts for `expire`, or for what follows a backup.
@@ -93,6 +98,9 @@ pub enum RetentionError {
     /// The history cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// It cannot be told whether a restore works with a backup.
+    #[error("what a restore works with cannot be told: {0}")]
+    Journal(#[from] JournalError),
     /// The backup must stay, or there is none.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -189,7 +197,7 @@ async fn pins(
 async fn in_use(
     context: &Context,
     stanza: &StanzaName,
-) -> Result<BTreeMap<BackupLabel, String>, StoreError> {
+) -> Result<BTreeMap<BackupLabel, String>, RetentionError> {
     let mut found = BTreeMap::new();
     for (job, _) in context.store.unfinished_jobs().await? {
         if let JobSpec::Restore(spec) = &job.spec
@@ -200,7 +208,8 @@ async fn in_use(
         }
     }
     // One that was left half-done is needed to get out of it, whatever became of its job.
-    if let Ok(Some(journal)) = context.journals.read(stanza)
+    // One that cannot be read may say so, too: then nothing is removed.
+    if let Some(journal) = context.journals.read(stanza)?
         && !journal.data_is_whole()
     {
         found.insert(journal.set, format!("restore {}", journal.id));
@@ -359,7 +368,7 @@ impl Keeper {
         if pinned && !self.context.retention.config.pins {
             return Err(RetentionError::PinsOff);
         }
-        let gate = timeout(GATE_PATIENCE, self.context.retention.gate()).await;
+        let gate = timeout(GATE_PATIENCE, self.context.retention.gate(stanza)).await;
         let _gate = gate.map_err(|_| RetentionError::Removing(stanza.clone()))?;
         // What was just removed cannot be pinned any more.
         let seen = self.context.catalog.observe(stanza, Freshness::New).await?;
@@ -386,6 +395,18 @@ impl Keeper {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn one_stanza_does_not_wait_for_another() {
+        let retention = Retention::default();
+        let [main, other] = ["main", "other"].map(|name| name.parse::<StanzaName>().unwrap());
+        let held = retention.gate(&main).await;
+        let short = Duration::from_millis(50);
+        assert!(timeout(short, retention.clone().gate(&main)).await.is_err(), "clones share it");
+        assert!(timeout(GATE_PATIENCE, retention.gate(&other)).await.is_ok());
+        drop(held);
+        assert!(timeout(GATE_PATIENCE, retention.gate(&main)).await.is_ok());
+    }
 
     #[test]
     fn options_become_counts() {

@@ -65,6 +65,13 @@ async fn a_pin_counts_at_once_whatever_runs() {
     let note = json!({ "annotations": { "a": "b" } });
     let refused = patch(&service, DIFF, &note).await;
     refused.is_problem(409, "lane-busy");
+    // But a pin in the same request counts; what takes it back does not.
+    let both = |pinned: bool| json!({ "annotations": { "a": "b" }, "pinned": pinned });
+    patch(&service, INCR, &both(true)).await.is_problem(409, "lane-busy");
+    patch(&service, INCR, &both(false)).await.is_problem(409, "lane-busy");
+    let incr = service.get(&format!("{STANZA}/backups/{INCR}")).await.json();
+    assert_eq!(incr["pinned"], true, "{incr}");
+    assert_eq!(patch(&service, INCR, &json!({ "pinned": false })).await.status, 200);
     // Neither it nor what it builds upon can go.
     for label in [DIFF, FULL] {
         let refused = send(&service, "DELETE", &format!("/backups/{label}"), &json!({})).await;
@@ -143,6 +150,12 @@ async fn what_is_not_known_is_refused_by_its_field() {
         ),
         ("DELETE", &format!("/backups/{FULL}?repo=x"), json!({}), "repo"),
         ("DELETE", &format!("/backups/{FULL}?all=true"), json!({}), "all"),
+        (
+            "DELETE",
+            &format!("/backups/{DIFF}?dry_run=true&on_conflict=nonsense"),
+            json!({}),
+            "on_conflict",
+        ),
     ] {
         let problem = send(&service, method, path, &body).await.is_problem(422, "invalid-field");
         assert_eq!(problem["field"], field, "{method} {path} {body}");
@@ -198,6 +211,19 @@ async fn days_and_pgbackrests_own_counts_are_added_up_and_a_narrow_one_is_warned
     assert_eq!(job["state"], "succeeded", "{job:#}");
     assert_eq!(job["result"]["removed"].as_array().unwrap().len(), 79);
     assert_eq!(job["result"]["kept"], 21);
+}
+
+#[tokio::test]
+async fn a_restore_journal_that_cannot_be_read_lets_nothing_go() {
+    let service = Service::new().await;
+    let path = service.directory.path().join("restore/main.json");
+    std::fs::write(&path, "{").unwrap();
+    let job = send(&service, "POST", "/expire", &json!({})).await.json();
+    assert_eq!(job["error"]["code"], "refused", "{job:#}");
+    assert!(job["error"]["message"].as_str().unwrap().contains("restore"), "{job:#}");
+    service.get(&format!("{STANZA}/retention")).await.is_problem(500, "internal");
+    let removal = send(&service, "DELETE", &format!("/backups/{DIFF}"), &json!({})).await;
+    removal.is_problem(500, "internal");
 }
 
 #[tokio::test]
