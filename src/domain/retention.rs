@@ -13,6 +13,9 @@
 //! - pins, and backups that a restore works with.
 //! - always: the newest backup and the newest full.
 //!
+//! What is known to be damaged fills no period, no count, and is not the newest full as long as
+//! there is a good one; otherwise neighbours that are good would go for it.
+//!
 //! What is kept keeps every backup that it needs. A backup goes only if something is configured
 //! that limits the backups at all, and no rule keeps it.
 //!
@@ -134,6 +137,8 @@ pub struct Held {
     pub needs: Vec<BackupLabel>,
     /// Bytes that it alone takes in the repository.
     pub own_bytes: Option<u64>,
+    /// It is known to be damaged: it stands for no period, and no count counts it.
+    pub bad: bool,
 }
 
 /// Everything that decides.
@@ -156,7 +161,9 @@ pub struct Rules {
 pub enum Reason {
     /// It is the newest.
     Newest,
-    /// It is the newest full.
+    /// It is the newest that is not damaged, but not the newest.
+    NewestGood,
+    /// It is the newest full, of those that are not damaged if there is one.
     NewestFull,
     /// It is the newest of a period.
     Period(Period, String),
@@ -178,6 +185,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Newest => f.write_str("newest backup"),
+            Self::NewestGood => f.write_str("newest backup that is not damaged"),
             Self::NewestFull => f.write_str("newest full"),
             Self::Period(period, name) => write!(f, "{period} {name}"),
             Self::Counts => f.write_str("pgBackRest's own retention"),
@@ -197,6 +205,7 @@ impl Reason {
     fn keeps_wal(&self) -> bool {
         match self {
             Self::Newest
+            | Self::NewestGood
             | Self::NewestFull
             | Self::Period(..)
             | Self::Counts
@@ -295,10 +304,15 @@ fn plan_repo(repo: RepoKey, own: &[&Held], rules: &Rules, now: Timestamp) -> Rep
     let mut keep = |at: usize, reason: Reason| reasons[at].push(reason);
 
     let last = |wanted: &dyn Fn(&Held) -> bool| own.iter().rposition(|backup| wanted(backup));
-    if let Some(at) = last(&|_| true) {
+    let newest = last(&|_| true);
+    if let Some(at) = newest {
         keep(at, Reason::Newest);
     }
-    if let Some(at) = last(&is_full) {
+    if let Some(at) = last(&|backup| !backup.bad).filter(|at| Some(*at) != newest) {
+        keep(at, Reason::NewestGood);
+    }
+    // What is damaged is better than nothing.
+    if let Some(at) = last(&|backup| is_full(backup) && !backup.bad).or_else(|| last(&is_full)) {
         keep(at, Reason::NewestFull);
     }
     for period in Period::ALL {
@@ -364,7 +378,7 @@ fn newest_of_each(own: &[&Held], period: Period, rules: &Rules) -> Vec<(usize, S
         if found.len() >= wanted {
             break;
         }
-        let Some(stopped_at) = backup.stopped_at else { continue };
+        let Some(stopped_at) = backup.stopped_at.filter(|_| !backup.bad) else { continue };
         let name = name_of(period, stopped_at, &rules.timezone);
         // From new to old: what belongs to a period that has one already is not its newest.
         if found.last().is_none_or(|(_, last)| *last != name) {

@@ -5,6 +5,8 @@
 //! annotation, because the store can be lost: a backup with that annotation is pinned unless it was
 //! unpinned here.
 
+mod warnings;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
@@ -19,8 +21,7 @@ use crate::clock;
 use crate::config::RetentionConfig;
 use crate::domain::job::{AnnotateSpec, JobSpec};
 use crate::domain::retention::{
-    self, ArchiveType, Counts, FullRetention, Held, Period, Policy, Refused, Removal, RepoPlan,
-    Rules, WalLimit,
+    self, ArchiveType, Counts, FullRetention, Held, Refused, Removal, RepoPlan, Rules, WalLimit,
 };
 use crate::domain::{Annotations, BackupLabel, RepoKey, StanzaName};
 use crate::pgbackrest::conf::UserOptions;
@@ -152,7 +153,7 @@ pub(super) async fn gather(
         pins: pins(context, stanza, &seen.stanza).await?,
         in_use: in_use(context, stanza).await?,
     };
-    let backups = held(&seen.stanza);
+    let backups = held(&seen.stanza, &context.store.verified(stanza.clone()).await?);
     Ok(Ground { seen, backups, rules, options, set_by_user, for_backup_only })
 }
 
@@ -169,13 +170,25 @@ fn counts_of(values: &[Option<String>; 5]) -> Counts {
 }
 
 /// The backups of all repositories.
-fn held(stanza: &StanzaInfo) -> Vec<Held> {
-    let one = |backup: &crate::pgbackrest::info::Backup| Held {
-        label: backup.label.clone(),
-        repo: backup.repo_key.unwrap_or(RepoKey::FIRST),
-        stopped_at: backup.stopped_at,
-        needs: backup.prior.iter().chain(&backup.reference).cloned().collect(),
-        own_bytes: backup.repo_delta_bytes,
+fn held(stanza: &StanzaInfo, verified: &BTreeMap<(RepoKey, BackupLabel), Verified>) -> Vec<Held> {
+    let one = |backup: &crate::pgbackrest::info::Backup| {
+        let repo = backup.repo_key.unwrap_or(RepoKey::FIRST);
+        let needs: Vec<_> = backup.prior.iter().chain(&backup.reference).cloned().collect();
+        let of = |label: &BackupLabel| verified.get(&(repo, label.clone()));
+        let own = of(&backup.label);
+        // What it needs was found to be damaged, and it was not found to be good since then.
+        let spoilt = needs
+            .iter()
+            .filter_map(of)
+            .any(|needed| !needed.good && own.is_none_or(|own| own.at < needed.at));
+        Held {
+            label: backup.label.clone(),
+            repo,
+            stopped_at: backup.stopped_at,
+            own_bytes: backup.repo_delta_bytes,
+            bad: backup.error == Some(true) || own.is_some_and(|own| !own.good) || spoilt,
+            needs,
+        }
     };
     stanza.backups.iter().map(one).collect()
 }
@@ -229,6 +242,7 @@ impl Ground {
             && self.rules.pins.is_empty()
             && self.rules.in_use.is_empty()
             && !self.for_backup_only
+            && !self.backups.iter().any(|backup| backup.bad)
     }
 
     /// What is set for a repository, such as `archive`.
@@ -261,59 +275,6 @@ impl Ground {
         repo: Option<RepoKey>,
     ) -> Result<Vec<(RepoKey, Removal)>, Refused> {
         retention::removal(&self.backups, &self.rules, label, repo)
-    }
-
-    /// What the user should know.
-    pub fn warnings(&self, plans: &[RepoPlan]) -> Vec<String> {
-        let mut found = Vec::new();
-        for plan in plans {
-            if !self.set_by_user.contains(&plan.repo) || self.is_pgbackrests_own() {
-                continue;
-            }
-            // What pgBackRest would do alone.
-            let alone = Rules {
-                policy: Policy::default(),
-                pins: BTreeSet::new(),
-                in_use: BTreeMap::new(),
-                ..self.rules.clone()
-            };
-            let alone = retention::plan(&self.backups, &alone, clock::now());
-            let kept: BTreeSet<_> =
-                plan.verdicts.iter().filter(|v| v.is_kept()).map(|v| &v.label).collect();
-            let own = alone.iter().filter(|other| other.repo == plan.repo);
-            let lost = own.flat_map(RepoPlan::doomed).filter(|label| kept.contains(label)).count();
-            let set = self.options.get(&plan.repo).into_iter().flatten();
-            let set: Vec<String> = set
-                .filter(|(name, _)| !name.contains("archive"))
-                .map(|(name, value)| format!("{name}={value}"))
-                .collect();
-            let counts = self.rules.counts.get(&plan.repo).copied().unwrap_or_default();
-            if lost == 0 && !is_narrower(counts, &self.rules.policy) {
-                continue;
-            }
-            let which = match lost {
-                0 => "what they keep".to_owned(),
-                lost => format!("{lost} of the backups that stay now"),
-            };
-            found.push(format!(
-                "pgBackRest's own configuration says {} for repository {}. Headrest keeps what \
-                 either keeps, but a `pgbackrest backup` or `expire` that is run outside Headrest \
-                 knows nothing of [retention] and pins: it would remove {which}. Raise the option \
-                 to 9999999 to rule that out.",
-                set.join(", "),
-                plan.repo
-            ));
-        }
-        found
-    }
-}
-
-/// Whether fewer fulls than periods are kept, so that sooner or later one of them is removed.
-fn is_narrower(counts: Counts, policy: &Policy) -> bool {
-    let periods: u32 = Period::ALL.iter().map(|period| policy.of(*period)).sum();
-    match counts.full {
-        Some(FullRetention::Count(fulls)) => fulls < periods,
-        Some(FullRetention::Days(_)) | None => false,
     }
 }
 
@@ -419,20 +380,5 @@ mod tests {
         assert_eq!(of("14", Some("count"), Some("3")).diff, Some(3));
         assert!(!of("9999999", None, Some("9999999")).limit());
         assert!(!of("many", None, None).limit(), "pgBackRest refuses it itself");
-    }
-
-    #[test]
-    fn a_count_is_narrower_than_the_periods() {
-        let gfs = Policy { daily: Some(3), weekly: Some(2), ..Policy::default() };
-        for (full, expect) in [
-            (Some(FullRetention::Count(4)), true),
-            (Some(FullRetention::Count(5)), false),
-            (Some(FullRetention::Days(1)), false),
-            (None, false),
-        ] {
-            assert_eq!(is_narrower(Counts { full, diff: None }, &gfs), expect, "{full:?}");
-        }
-        let two = Counts { full: Some(FullRetention::Count(2)), diff: None };
-        assert!(!is_narrower(two, &Policy::default()));
     }
 }

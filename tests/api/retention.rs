@@ -227,6 +227,37 @@ async fn a_restore_journal_that_cannot_be_read_lets_nothing_go() {
 }
 
 #[tokio::test]
+async fn a_repository_without_a_limit_and_damaged_backups_are_warned_of() {
+    let config = RetentionConfig {
+        policy: Policy { daily: Some(1), ..Policy::default() },
+        ..RetentionConfig::default()
+    };
+    let retention = Retention::new(config, BTreeMap::new());
+    let script = info_from(&THREE.replace("info-three", "info-100"));
+    let service = Service::with(Options { script, retention, ..Options::default() }).await;
+    let preview = service.get(&format!("{STANZA}/retention")).await.json();
+    let warning = preview["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("repository 1 has no limit of its own"), "{warning}");
+
+    let options = UserOptions::parse(
+        &[("pgbackrest.conf", "[global]\nrepo1-retention-full=1\n")],
+        std::iter::empty(),
+        &"main".parse().unwrap(),
+    );
+    let options = BTreeMap::from([("main".parse().unwrap(), options)]);
+    let retention = Retention::new(RetentionConfig::default(), options);
+    let script =
+        format!("case \"$*\" in *info*) sed 's/\"error\":false/\"error\":true/g' '{THREE}';; esac");
+    let service = Service::with(Options { script, retention, ..Options::default() }).await;
+    let preview = service.get(&format!("{STANZA}/retention")).await.json();
+    let warnings = preview["warnings"].to_string();
+    assert!(warnings.contains(&format!("Damaged: {FULL} and 2 more")), "{warnings}");
+    assert!(warnings.contains("pgBackRest's own retention does count them"), "{warnings}");
+    let backups = preview["repos"][0]["backups"].as_array().unwrap();
+    assert_eq!(backups[0]["reasons"], json!(["newest backup"]), "no count");
+}
+
+#[tokio::test]
 async fn pins_can_be_turned_off() {
     let config = RetentionConfig { pins: false, ..RetentionConfig::default() };
     let retention = Retention::new(config, BTreeMap::new());

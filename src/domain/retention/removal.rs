@@ -27,7 +27,10 @@ pub enum Refused {
     #[error("backup {0} is in use by {1}")]
     InUse(BackupLabel, String),
     /// Without it nothing of this repository could be restored.
-    #[error("backup {0} is the last full of repository {1}: without it nothing could be restored")]
+    #[error(
+        "backup {0} is the last full of repository {1} that is not damaged: without it nothing could \
+         be restored"
+    )]
     LastFull(BackupLabel, RepoKey),
 }
 
@@ -59,7 +62,11 @@ pub fn removal(
                 return Err(Refused::InUse(used.clone(), by.clone()));
             }
         }
-        if !own.iter().any(|held| is_full(held) && !going.contains(&held.label)) {
+        // A damaged full does not make up for one that is not.
+        let goes = |held: &Held| going.contains(&held.label);
+        let good_goes = own.iter().any(|held| is_full(held) && !held.bad && goes(held));
+        let enough = |held: &Held| is_full(held) && !(good_goes && held.bad);
+        if !own.iter().any(|held| enough(held) && !goes(held)) {
             return Err(Refused::LastFull(label.clone(), repo));
         }
         found.push((repo, order(&own, label, &going)));

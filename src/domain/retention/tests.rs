@@ -37,6 +37,7 @@ fn history(backups: &[(BackupType, Timestamp)]) -> Vec<Held> {
             stopped_at: Some(*time),
             needs,
             own_bytes: Some(1),
+            bad: false,
         });
     }
     found
@@ -121,6 +122,53 @@ fn a_count_of_diffs_takes_diffs_and_what_builds_upon_them() {
     rules.counts.clear();
     rules.counts.insert(RepoKey::FIRST, Counts { full: two, diff: None });
     assert_eq!(kept(&chain, &rules), [0, 1, 2, 3]);
+}
+
+#[test]
+fn what_is_damaged_counts_for_nothing() {
+    let day = |day: u32| at(&format!("2026-11-{day:02}T02:00:00Z"));
+    let days: Vec<_> = (1..=5).map(|n| (Full, day(n))).collect();
+    let mut backups = history(&days);
+    let daily = |n: u32| rules(Policy { daily: Some(n), ..Policy::default() });
+    let two = counted(Some(FullRetention::Count(2)), None);
+    let days = counted(Some(FullRetention::Days(27)), None);
+    assert_eq!(kept(&backups, &daily(2)), [3, 4]);
+    for bad in [2, 3] {
+        backups[bad].bad = true;
+    }
+    assert_eq!(kept(&backups, &daily(2)), [1, 4]);
+    assert_eq!(kept(&backups, &two), [1, 4]);
+    assert_eq!(kept(&backups, &days), [1, 4], "the newest that is older is the third");
+    backups[4].bad = true;
+    assert_eq!(kept(&backups, &daily(1)), [1, 4]);
+    assert_eq!(kept(&backups, &two), [0, 1, 4]);
+    let told = plan(&backups, &daily(1), at(NOW)).remove(0);
+    assert_eq!(told.verdicts[4].reasons, [Reason::Newest]);
+    assert_eq!(told.verdicts[1].reasons[..2], [Reason::NewestGood, Reason::NewestFull]);
+    assert_eq!(told.wal_from.as_ref(), Some(&backups[1].label));
+    // A pin keeps it nevertheless, and the last good one cannot be removed by name.
+    let mut pinned = daily(1);
+    pinned.pins.insert(backups[3].label.clone());
+    assert_eq!(kept(&backups, &pinned), [1, 3, 4]);
+    backups[0].bad = true;
+    let remove = |at: usize| removal(&backups, &daily(1), &backups[at].label, None);
+    assert!(matches!(remove(1), Err(Refused::LastFull(..))));
+    assert!(remove(0).is_ok() && remove(4).is_ok());
+    // With nothing that is good the newest stays.
+    backups[1].bad = true;
+    assert_eq!(kept(&backups, &two), [4]);
+}
+
+#[test]
+fn what_builds_upon_a_damaged_full_keeps_it() {
+    let day = |day: u32| at(&format!("2026-11-{day:02}T02:00:00Z"));
+    let mut backups =
+        history(&[(Full, day(1)), (Full, day(2)), (Diff, day(3)), (Full, day(4)), (Diff, day(5))]);
+    backups[1].bad = true;
+    let two = counted(Some(FullRetention::Count(2)), None);
+    assert_eq!(kept(&backups, &two), [0, 1, 2, 3, 4]);
+    backups[2].bad = true;
+    assert_eq!(kept(&backups, &two), [0, 3, 4]);
 }
 
 #[test]
@@ -270,8 +318,11 @@ fn model(backups: &[Held], rules: &Rules) -> BTreeSet<BackupLabel> {
         backups.iter().filter(|b| of(b)).max_by_key(|b| (b.stopped_at, b.label.clone()))
     };
     let mut kept: BTreeSet<BackupLabel> = BTreeSet::new();
+    let is_full = |b: &Held| !b.label.as_str().contains('_');
     kept.extend(newest(&|_| true).map(|b| b.label.clone()));
-    kept.extend(newest(&|b: &Held| !b.label.as_str().contains('_')).map(|b| b.label.clone()));
+    kept.extend(newest(&|b: &Held| !b.bad).map(|b| b.label.clone()));
+    let good_full = newest(&|b: &Held| is_full(b) && !b.bad);
+    kept.extend(good_full.or_else(|| newest(&is_full)).map(|b| b.label.clone()));
     kept.extend(rules.pins.iter().cloned());
     let formats = [
         (rules.policy.daily, "%Y-%m-%d"),
@@ -284,11 +335,11 @@ fn model(backups: &[Held], rules: &Rules) -> BTreeSet<BackupLabel> {
             let zoned = b.stopped_at.unwrap().to_zoned(rules.timezone.clone());
             zoned.strftime(format).to_string()
         };
-        let mut periods: Vec<String> = backups.iter().map(name).collect();
+        let mut periods: Vec<String> = backups.iter().filter(|b| !b.bad).map(name).collect();
         periods.sort();
         periods.dedup();
         for period in periods.iter().rev().take(count.unwrap_or(0) as usize) {
-            kept.extend(newest(&|b: &Held| name(b) == *period).map(|b| b.label.clone()));
+            kept.extend(newest(&|b: &Held| !b.bad && name(b) == *period).map(|b| b.label.clone()));
         }
     }
     loop {
@@ -337,11 +388,17 @@ fn policies() -> impl Strategy<Value = Policy> {
 proptest! {
     #[test]
     fn keeps_what_the_model_keeps(
-        backups in histories(),
+        mut backups in histories(),
+        bad in proptest::collection::vec(0..80usize, 0..30),
         policy in policies(),
         pins in proptest::collection::vec(0..80usize, 0..4),
         hours in -11..13i8,
     ) {
+        for at in bad {
+            if let Some(backup) = backups.get_mut(at) {
+                backup.bad = true;
+            }
+        }
         let pins = pins.iter().filter_map(|n| backups.get(*n)).map(|b| b.label.clone()).collect();
         let timezone = TimeZone::fixed(jiff::tz::offset(hours));
         let rules = Rules { timezone, pins, ..rules(policy) };
