@@ -13,6 +13,9 @@
 //! - pins, and backups that a restore works with.
 //! - always: the newest backup and the newest full.
 //!
+//! What is known to be damaged fills no period, no count, and is not the newest full as long as
+//! there is a good one; otherwise neighbours that are good would go for it.
+//!
 //! What is kept keeps every backup that it needs. A backup goes only if something is configured
 //! that limits the backups at all, and no rule keeps it.
 //!
@@ -23,13 +26,15 @@
 //! with it whatever builds upon it, and all of that goes, too, else it would be needed), with
 //! counts that remove nothing else. WAL is then expired by one `expire` that keeps all backups:
 //! pgBackRest expires WAL only when there are at least as many fulls as `repoN-retention-archive`
-//! says, so it is told exactly [`RepoPlan::wal_fulls`]. Pins are not counted there: what is only
+//! says, so it is told exactly [`RepoPlan::wal_limit`]. Pins are not counted there: what is only
 //! pinned keeps the WAL that makes it consistent, as pgBackRest keeps that for every backup, and
 //! not all WAL since then.
 //!
 //! Pure: backups, rules and the time are arguments.
 
+mod counts;
 mod removal;
+mod wal;
 
 #[cfg(test)]
 mod tests;
@@ -44,6 +49,7 @@ use super::words::words;
 use super::{BackupLabel, BackupType, RepoKey};
 
 pub use removal::{Refused, Removal, removal};
+pub use wal::{ArchiveType, WalLimit};
 
 /// The most that a count of the policy may be.
 pub const MOST: u32 = 1000;
@@ -131,6 +137,8 @@ pub struct Held {
     pub needs: Vec<BackupLabel>,
     /// Bytes that it alone takes in the repository.
     pub own_bytes: Option<u64>,
+    /// It is known to be damaged: it stands for no period, and no count counts it.
+    pub bad: bool,
 }
 
 /// Everything that decides.
@@ -153,7 +161,9 @@ pub struct Rules {
 pub enum Reason {
     /// It is the newest.
     Newest,
-    /// It is the newest full.
+    /// It is the newest that is not damaged, but not the newest.
+    NewestGood,
+    /// It is the newest full, of those that are not damaged if there is one.
     NewestFull,
     /// It is the newest of a period.
     Period(Period, String),
@@ -167,7 +177,7 @@ pub enum Reason {
     NeededBy(BackupLabel, usize),
     /// It is not known when it ended, so no period can be told.
     NoTime,
-    /// Nothing is configured that removes backups.
+    /// Nothing is configured that removes such backups.
     NoLimit,
 }
 
@@ -175,6 +185,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Newest => f.write_str("newest backup"),
+            Self::NewestGood => f.write_str("newest backup that is not damaged"),
             Self::NewestFull => f.write_str("newest full"),
             Self::Period(period, name) => write!(f, "{period} {name}"),
             Self::Counts => f.write_str("pgBackRest's own retention"),
@@ -194,6 +205,7 @@ impl Reason {
     fn keeps_wal(&self) -> bool {
         match self {
             Self::Newest
+            | Self::NewestGood
             | Self::NewestFull
             | Self::Period(..)
             | Self::Counts
@@ -256,9 +268,8 @@ pub struct RepoPlan {
     pub verdicts: Vec<Verdict>,
     /// The calls that carry it out, in this order.
     pub removals: Vec<Removal>,
-    /// Once they are carried out: of how many of the newest fulls all WAL is to be kept; zero when
-    /// there is no full.
-    pub wal_fulls: u32,
+    /// The oldest full of which all WAL is to be kept; nothing when there is no full.
+    pub wal_from: Option<BackupLabel>,
 }
 
 impl RepoPlan {
@@ -293,10 +304,15 @@ fn plan_repo(repo: RepoKey, own: &[&Held], rules: &Rules, now: Timestamp) -> Rep
     let mut keep = |at: usize, reason: Reason| reasons[at].push(reason);
 
     let last = |wanted: &dyn Fn(&Held) -> bool| own.iter().rposition(|backup| wanted(backup));
-    if let Some(at) = last(&|_| true) {
+    let newest = last(&|_| true);
+    if let Some(at) = newest {
         keep(at, Reason::Newest);
     }
-    if let Some(at) = last(&is_full) {
+    if let Some(at) = last(&|backup| !backup.bad).filter(|at| Some(*at) != newest) {
+        keep(at, Reason::NewestGood);
+    }
+    // What is damaged is better than nothing.
+    if let Some(at) = last(&|backup| is_full(backup) && !backup.bad).or_else(|| last(&is_full)) {
         keep(at, Reason::NewestFull);
     }
     for period in Period::ALL {
@@ -304,7 +320,8 @@ fn plan_repo(repo: RepoKey, own: &[&Held], rules: &Rules, now: Timestamp) -> Rep
             keep(at, Reason::Period(*period, name));
         }
     }
-    for at in kept_by_counts(own, counts, now) {
+    let by_counts = counts::decide(own, counts, now);
+    for at in by_counts.kept {
         keep(at, Reason::Counts);
     }
     for (at, backup) in own.iter().enumerate() {
@@ -324,14 +341,16 @@ fn plan_repo(repo: RepoKey, own: &[&Held], rules: &Rules, now: Timestamp) -> Rep
         (false, true) => Some(Doom::Counts),
         (false, false) => None,
     };
-    if doom.is_none() {
-        for kept in reasons.iter_mut().filter(|reasons| reasons.is_empty()) {
-            kept.push(Reason::NoLimit);
+    if !rules.policy.is_set() {
+        for at in by_counts.unlimited {
+            if reasons[at].is_empty() {
+                reasons[at].push(Reason::NoLimit);
+            }
         }
     }
     add_needed(own, &mut reasons);
 
-    let wal_fulls = wal_fulls(own, &reasons);
+    let wal_from = wal::wal_from(own, &reasons);
     let verdicts: Vec<Verdict> = own
         .iter()
         .zip(reasons)
@@ -344,7 +363,7 @@ fn plan_repo(repo: RepoKey, own: &[&Held], rules: &Rules, now: Timestamp) -> Rep
     let doomed: BTreeSet<&BackupLabel> =
         verdicts.iter().filter(|verdict| !verdict.is_kept()).map(|v| &v.label).collect();
     let removals = removal::removals(own, &doomed);
-    RepoPlan { repo, verdicts, removals, wal_fulls }
+    RepoPlan { repo, verdicts, removals, wal_from }
 }
 
 fn is_full(backup: &Held) -> bool {
@@ -359,7 +378,7 @@ fn newest_of_each(own: &[&Held], period: Period, rules: &Rules) -> Vec<(usize, S
         if found.len() >= wanted {
             break;
         }
-        let Some(stopped_at) = backup.stopped_at else { continue };
+        let Some(stopped_at) = backup.stopped_at.filter(|_| !backup.bad) else { continue };
         let name = name_of(period, stopped_at, &rules.timezone);
         // From new to old: what belongs to a period that has one already is not its newest.
         if found.last().is_none_or(|(_, last)| *last != name) {
@@ -381,33 +400,6 @@ fn name_of(period: Period, at: Timestamp, timezone: &TimeZone) -> String {
         Period::Monthly => format!("{:04}-{:02}", date.year(), date.month()),
         Period::Yearly => format!("{:04}", date.year()),
     }
-}
-
-/// What pgBackRest's own expire would keep (its command reference, "Repository Options";
-/// `expireFullBackup`, `expireTimeBasedBackup` and `expireDiffBackup` of its source).
-fn kept_by_counts(own: &[&Held], counts: Counts, now: Timestamp) -> Vec<usize> {
-    if !counts.limit() {
-        return Vec::new();
-    }
-    let fulls: Vec<&Held> = own.iter().rev().filter(|backup| is_full(backup)).copied().collect();
-    let kept = match counts.full {
-        None => fulls.len(),
-        Some(FullRetention::Count(count)) => count as usize,
-        Some(FullRetention::Days(days)) => {
-            let oldest = now - jiff::SignedDuration::from_hours(24 * i64::from(days));
-            let older = |full: &&Held| full.stopped_at.is_some_and(|at| at < oldest);
-            fulls.iter().position(older).map_or(fulls.len(), |at| at + 1)
-        }
-    };
-    let kept: BTreeSet<&BackupLabel> = fulls.iter().take(kept).map(|full| &full.label).collect();
-    // A full counts as a diff, too.
-    let mut diffs = own.iter().rev().filter(|backup| {
-        backup.label.backup_type() != BackupType::Incr && kept.contains(&backup.label.full_label())
-    });
-    let cut = counts.diff.and_then(|count| diffs.nth((count as usize).saturating_sub(1)));
-    let fresh = |backup: &Held| is_full(backup) || cut.is_none_or(|cut| age(backup) >= age(cut));
-    let stays = |backup: &Held| kept.contains(&backup.label.full_label()) && fresh(backup);
-    own.iter().enumerate().filter(|(_, backup)| stays(backup)).map(|(at, _)| at).collect()
 }
 
 /// Gives everything that a kept backup needs, directly or through another, its reason.
@@ -434,18 +426,4 @@ fn add_needed(own: &[&Held], reasons: &mut [Vec<Reason>]) {
             reasons[at].push(Reason::NeededBy(own[*newest].label.clone(), by.len() - 1));
         }
     }
-}
-
-/// How many of the newest fulls that stay reach back to the oldest of which all WAL is kept.
-fn wal_fulls(own: &[&Held], reasons: &[Vec<Reason>]) -> u32 {
-    let with_wal = own.iter().zip(reasons).filter(|(_, why)| why.iter().any(Reason::keeps_wal));
-    let wanted: BTreeSet<BackupLabel> =
-        with_wal.map(|(backup, _)| backup.label.full_label()).collect();
-    let staying =
-        own.iter().zip(reasons).filter(|(backup, why)| is_full(backup) && !why.is_empty());
-    let mut staying: Vec<&BackupLabel> = staying.map(|(backup, _)| &backup.label).collect();
-    // As pgBackRest counts them: by label.
-    staying.sort_unstable_by(|a, b| b.cmp(a));
-    let oldest = staying.iter().rposition(|label| wanted.contains(*label));
-    oldest.map_or(0, |at| u32::try_from(at + 1).unwrap_or(u32::MAX))
 }

@@ -27,7 +27,11 @@ pub(super) async fn run(
     recorder: &mut Recorder,
     cancel: &CancellationToken,
 ) -> Ended {
-    let _gate = context.retention.gate().await;
+    let _gate = tokio::select! {
+        gate = context.retention.gate(&spec.stanza) => gate,
+        () = cancel.cancelled() => return not_begun("cancelled", Outcome::Cancelled),
+        () = context.shutdown.cancelled() => return not_begun("interrupted", Outcome::Interrupted),
+    };
     let ground = match gather(context, &spec.stanza, Freshness::New).await {
         Ok(ground) => ground,
         Err(error) => return Ended::failed(from_error(&error)),
@@ -54,9 +58,15 @@ pub(super) async fn run(
         };
         one(context, &expire, recorder, cancel).await
     } else {
-        carry_out(context, &ground, spec, &calls, recorder, cancel).await
+        carry_out(context, spec, &calls, recorder, cancel).await
     };
     finish(context, &ground, spec, planned, done).await
+}
+
+/// It was ended while it waited for a pin to be set.
+fn not_begun(code: &str, outcome: Outcome) -> Ended {
+    let error = problem(code, "ended before any backup was removed", &[]);
+    Ended { error: Some(JobError { retryable: true, ..error }), ..Ended::with(outcome) }
 }
 
 /// The sets to remove.
@@ -75,7 +85,6 @@ fn calls(ground: &Ground, spec: &ExpireSpec) -> Result<Vec<(RepoKey, Removal)>, 
 
 async fn carry_out(
     context: &Context,
-    ground: &Ground,
     spec: &ExpireSpec,
     calls: &[(RepoKey, Removal)],
     recorder: &mut Recorder,
@@ -96,30 +105,24 @@ async fn carry_out(
         let percent = u32::try_from((at + 1) * 10_000 / calls.len()).unwrap_or(10_000);
         recorder.progress(|progress| progress.percent_hundredths = Some(percent)).await;
     }
-    if spec.dry_run {
+    // Of one set that was named only itself goes: of the others, those that go next may still be
+    // there.
+    if spec.dry_run || spec.set.is_some() {
         return Ok(());
     }
     // As it is now, whatever was removed: how far back all WAL is to be kept.
     let now = gather(context, &spec.stanza, Freshness::New).await;
     let now = now.map_err(|error| Ended::failed(from_error(&error)))?;
-    for plan in now.plan() {
-        let counts = now.rules.counts.get(&plan.repo).copied().unwrap_or_default();
-        let limited = now.rules.policy.is_set() || counts.limit();
-        let asked = match &spec.set {
-            Some(_) => calls.iter().any(|(repo, _)| *repo == plan.repo),
-            None => spec.repo.is_none_or(|repo| repo == plan.repo),
-        };
-        if !limited || !asked || plan.wal_fulls == 0 {
+    for plan in now.plan().iter().filter(|plan| spec.repo.is_none_or(|repo| repo == plan.repo)) {
+        let Some(limit) = now.wal_limit(plan).filter(|_| now.limits_wal(plan.repo)) else {
             continue;
-        }
-        let own = ground.options.get(&plan.repo).into_iter().flatten();
-        let is_set = own.map(|(name, _)| name.as_str()).any(|name| name.ends_with("-archive"));
+        };
         let expire = Expire {
             stanza: &spec.stanza,
             repo: Some(plan.repo),
             set: None,
             dry_run: false,
-            limits: Limits::Wal((!is_set).then_some(plan.wal_fulls)),
+            limits: Limits::Wal { count: limit.count, by: limit.by },
         };
         one(context, &expire, recorder, cancel).await?;
     }
@@ -208,7 +211,9 @@ fn from_error(error: &RetentionError) -> JobError {
         RetentionError::Refused(Refused::Unknown(_)) => "backup-not-found",
         RetentionError::Refused(Refused::Pinned(_)) => "backup-pinned",
         RetentionError::Refused(Refused::InUse(..) | Refused::LastFull(..)) => "backup-in-use",
-        RetentionError::PinsOff | RetentionError::Removing(_) => "refused",
+        RetentionError::Journal(_) | RetentionError::PinsOff | RetentionError::Removing(_) => {
+            "refused"
+        }
     };
     problem(code, error.to_string(), &[])
 }

@@ -5,8 +5,10 @@
 //! annotation, because the store can be lost: a backup with that annotation is pinned unless it was
 //! unpinned here.
 
+mod warnings;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -14,11 +16,12 @@ use tokio::time::timeout;
 
 use super::catalog::{FRESH_ENOUGH, Freshness, Observation, Unavailable};
 use super::context::Context;
+use super::journal::JournalError;
 use crate::clock;
 use crate::config::RetentionConfig;
 use crate::domain::job::{AnnotateSpec, JobSpec};
 use crate::domain::retention::{
-    self, Counts, FullRetention, Held, Period, Policy, Refused, Removal, RepoPlan, Rules,
+    self, ArchiveType, Counts, FullRetention, Held, Refused, Removal, RepoPlan, Rules, WalLimit,
 };
 use crate::domain::{Annotations, BackupLabel, RepoKey, StanzaName};
 use crate::pgbackrest::conf::UserOptions;
@@ -37,19 +40,23 @@ pub struct Retention {
     pub config: RetentionConfig,
     /// What the user set for pgBackRest, per stanza.
     pub options: BTreeMap<StanzaName, UserOptions>,
-    /// Held while backups are removed, and while a pin is set: none is removed by a decision that
-    /// was made before it was pinned.
-    gate: Arc<Mutex<()>>,
+    /// One of each stanza. Held while its backups are removed, and while a pin is set: none is
+    /// removed by a decision that was made before it was pinned.
+    gates: Arc<StdMutex<BTreeMap<StanzaName, Arc<Mutex<()>>>>>,
 }
 
 impl Retention {
     /// Of this configuration.
     pub fn new(config: RetentionConfig, options: BTreeMap<StanzaName, UserOptions>) -> Self {
-        Self { config, options, gate: Arc::default() }
+        Self { config, options, gates: Arc::default() }
     }
 
-    pub(super) async fn gate(&self) -> OwnedMutexGuard<()> {
-        Arc::clone(&self.gate).lock_owned().await
+    pub(super) async fn gate(&self, stanza: &StanzaName) -> OwnedMutexGuard<()> {
+        let gate = {
+            let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(gates.entry(stanza.clone()).or_default())
+        };
+        gate.lock_owned().await
     }
 
     /// The value of an option that counts for `expire`, or for what follows a backup.
@@ -92,6 +99,9 @@ pub enum RetentionError {
     /// The history cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// It cannot be told whether a restore works with a backup.
+    #[error("what a restore works with cannot be told: {0}")]
+    Journal(#[from] JournalError),
     /// The backup must stay, or there is none.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -143,7 +153,7 @@ pub(super) async fn gather(
         pins: pins(context, stanza, &seen.stanza).await?,
         in_use: in_use(context, stanza).await?,
     };
-    let backups = held(&seen.stanza);
+    let backups = held(&seen.stanza, &context.store.verified(stanza.clone()).await?);
     Ok(Ground { seen, backups, rules, options, set_by_user, for_backup_only })
 }
 
@@ -160,13 +170,25 @@ fn counts_of(values: &[Option<String>; 5]) -> Counts {
 }
 
 /// The backups of all repositories.
-fn held(stanza: &StanzaInfo) -> Vec<Held> {
-    let one = |backup: &crate::pgbackrest::info::Backup| Held {
-        label: backup.label.clone(),
-        repo: backup.repo_key.unwrap_or(RepoKey::FIRST),
-        stopped_at: backup.stopped_at,
-        needs: backup.prior.iter().chain(&backup.reference).cloned().collect(),
-        own_bytes: backup.repo_delta_bytes,
+fn held(stanza: &StanzaInfo, verified: &BTreeMap<(RepoKey, BackupLabel), Verified>) -> Vec<Held> {
+    let one = |backup: &crate::pgbackrest::info::Backup| {
+        let repo = backup.repo_key.unwrap_or(RepoKey::FIRST);
+        let needs: Vec<_> = backup.prior.iter().chain(&backup.reference).cloned().collect();
+        let of = |label: &BackupLabel| verified.get(&(repo, label.clone()));
+        let own = of(&backup.label);
+        // What it needs was found to be damaged, and it was not found to be good since then.
+        let spoilt = needs
+            .iter()
+            .filter_map(of)
+            .any(|needed| !needed.good && own.is_none_or(|own| own.at < needed.at));
+        Held {
+            label: backup.label.clone(),
+            repo,
+            stopped_at: backup.stopped_at,
+            own_bytes: backup.repo_delta_bytes,
+            bad: backup.error == Some(true) || own.is_some_and(|own| !own.good) || spoilt,
+            needs,
+        }
     };
     stanza.backups.iter().map(one).collect()
 }
@@ -188,7 +210,7 @@ async fn pins(
 async fn in_use(
     context: &Context,
     stanza: &StanzaName,
-) -> Result<BTreeMap<BackupLabel, String>, StoreError> {
+) -> Result<BTreeMap<BackupLabel, String>, RetentionError> {
     let mut found = BTreeMap::new();
     for (job, _) in context.store.unfinished_jobs().await? {
         if let JobSpec::Restore(spec) = &job.spec
@@ -199,7 +221,8 @@ async fn in_use(
         }
     }
     // One that was left half-done is needed to get out of it, whatever became of its job.
-    if let Ok(Some(journal)) = context.journals.read(stanza)
+    // One that cannot be read may say so, too: then nothing is removed.
+    if let Some(journal) = context.journals.read(stanza)?
         && !journal.data_is_whole()
     {
         found.insert(journal.set, format!("restore {}", journal.id));
@@ -219,6 +242,30 @@ impl Ground {
             && self.rules.pins.is_empty()
             && self.rules.in_use.is_empty()
             && !self.for_backup_only
+            && !self.backups.iter().any(|backup| backup.bad)
+    }
+
+    /// What is set for a repository, such as `archive`.
+    fn option(&self, repo: RepoKey, name: &str) -> Option<&str> {
+        let wanted = format!("repo{repo}-retention-{name}");
+        let mut options = self.options.get(&repo)?.iter();
+        options.find(|(option, _)| *option == wanted).map(|(_, value)| value.trim())
+    }
+
+    /// Whether anything lets WAL go there.
+    pub(super) fn limits_wal(&self, repo: RepoKey) -> bool {
+        self.rules.policy.is_set()
+            || self.rules.counts.get(&repo).is_some_and(Counts::limit)
+            || self.option(repo, "archive").is_some()
+    }
+
+    /// From which backup on all WAL is kept: as the user set it, or as the rules say.
+    pub(super) fn wal_limit(&self, plan: &RepoPlan) -> Option<WalLimit> {
+        let Some(count) = self.option(plan.repo, "archive") else { return plan.wal_limit(None) };
+        // What is no number pgBackRest refuses itself.
+        let count = count.parse().ok()?;
+        let by = self.option(plan.repo, "archive-type").and_then(|text| text.parse().ok());
+        plan.wal_limit(Some((count, by.unwrap_or(ArchiveType::Full))))
     }
 
     /// What removing one backup takes with it.
@@ -228,59 +275,6 @@ impl Ground {
         repo: Option<RepoKey>,
     ) -> Result<Vec<(RepoKey, Removal)>, Refused> {
         retention::removal(&self.backups, &self.rules, label, repo)
-    }
-
-    /// What the user should know.
-    pub fn warnings(&self, plans: &[RepoPlan]) -> Vec<String> {
-        let mut found = Vec::new();
-        for plan in plans {
-            if !self.set_by_user.contains(&plan.repo) || self.is_pgbackrests_own() {
-                continue;
-            }
-            // What pgBackRest would do alone.
-            let alone = Rules {
-                policy: Policy::default(),
-                pins: BTreeSet::new(),
-                in_use: BTreeMap::new(),
-                ..self.rules.clone()
-            };
-            let alone = retention::plan(&self.backups, &alone, clock::now());
-            let kept: BTreeSet<_> =
-                plan.verdicts.iter().filter(|v| v.is_kept()).map(|v| &v.label).collect();
-            let own = alone.iter().filter(|other| other.repo == plan.repo);
-            let lost = own.flat_map(RepoPlan::doomed).filter(|label| kept.contains(label)).count();
-            let set = self.options.get(&plan.repo).into_iter().flatten();
-            let set: Vec<String> = set
-                .filter(|(name, _)| !name.contains("archive"))
-                .map(|(name, value)| format!("{name}={value}"))
-                .collect();
-            let counts = self.rules.counts.get(&plan.repo).copied().unwrap_or_default();
-            if lost == 0 && !is_narrower(counts, &self.rules.policy) {
-                continue;
-            }
-            let which = match lost {
-                0 => "what they keep".to_owned(),
-                lost => format!("{lost} of the backups that stay now"),
-            };
-            found.push(format!(
-                "pgBackRest's own configuration says {} for repository {}. Headrest keeps what \
-                 either keeps, but a `pgbackrest backup` or `expire` that is run outside Headrest \
-                 knows nothing of [retention] and pins: it would remove {which}. Raise the option \
-                 to 9999999 to rule that out.",
-                set.join(", "),
-                plan.repo
-            ));
-        }
-        found
-    }
-}
-
-/// Whether fewer fulls than periods are kept, so that sooner or later one of them is removed.
-fn is_narrower(counts: Counts, policy: &Policy) -> bool {
-    let periods: u32 = Period::ALL.iter().map(|period| policy.of(*period)).sum();
-    match counts.full {
-        Some(FullRetention::Count(fulls)) => fulls < periods,
-        Some(FullRetention::Days(_)) | None => false,
     }
 }
 
@@ -335,7 +329,7 @@ impl Keeper {
         if pinned && !self.context.retention.config.pins {
             return Err(RetentionError::PinsOff);
         }
-        let gate = timeout(GATE_PATIENCE, self.context.retention.gate()).await;
+        let gate = timeout(GATE_PATIENCE, self.context.retention.gate(stanza)).await;
         let _gate = gate.map_err(|_| RetentionError::Removing(stanza.clone()))?;
         // What was just removed cannot be pinned any more.
         let seen = self.context.catalog.observe(stanza, Freshness::New).await?;
@@ -363,6 +357,18 @@ impl Keeper {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn one_stanza_does_not_wait_for_another() {
+        let retention = Retention::default();
+        let [main, other] = ["main", "other"].map(|name| name.parse::<StanzaName>().unwrap());
+        let held = retention.gate(&main).await;
+        let short = Duration::from_millis(50);
+        assert!(timeout(short, retention.clone().gate(&main)).await.is_err(), "clones share it");
+        assert!(timeout(GATE_PATIENCE, retention.gate(&other)).await.is_ok());
+        drop(held);
+        assert!(timeout(GATE_PATIENCE, retention.gate(&main)).await.is_ok());
+    }
+
     #[test]
     fn options_become_counts() {
         let of = |full: &str, kind: Option<&str>, diff: Option<&str>| {
@@ -374,20 +380,5 @@ mod tests {
         assert_eq!(of("14", Some("count"), Some("3")).diff, Some(3));
         assert!(!of("9999999", None, Some("9999999")).limit());
         assert!(!of("many", None, None).limit(), "pgBackRest refuses it itself");
-    }
-
-    #[test]
-    fn a_count_is_narrower_than_the_periods() {
-        let gfs = Policy { daily: Some(3), weekly: Some(2), ..Policy::default() };
-        for (full, expect) in [
-            (Some(FullRetention::Count(4)), true),
-            (Some(FullRetention::Count(5)), false),
-            (Some(FullRetention::Days(1)), false),
-            (None, false),
-        ] {
-            assert_eq!(is_narrower(Counts { full, diff: None }, &gfs), expect, "{full:?}");
-        }
-        let two = Counts { full: Some(FullRetention::Count(2)), diff: None };
-        assert!(!is_narrower(two, &Policy::default()));
     }
 }

@@ -11,13 +11,12 @@ use super::catalog::{FRESH_ENOUGH, Freshness, Observation};
 use super::context::Context;
 use super::plans::{self, Look};
 use super::recorder::Recorder;
-use super::retention::gather;
+use super::retention::{Ground, gather};
 use super::worker::{Ended, follow, judge, problem};
 use crate::clock;
 use crate::domain::archive::Segments;
 use crate::domain::job::{JobResult, Outcome, VerifyResult, VerifySpec};
-use crate::domain::retention::RepoPlan;
-use crate::domain::{BackupLabel, BackupType, RepoKey, SegmentSize, WalSegment};
+use crate::domain::{BackupLabel, RepoKey, SegmentSize, WalSegment};
 use crate::pgbackrest::command::Verify;
 use crate::pgbackrest::exit::Context as ExitContext;
 use crate::pgbackrest::info::Backup;
@@ -69,8 +68,7 @@ pub(super) async fn run(
     match plans::look_now(context, &spec.stanza).await {
         Ok(look) => {
             let ground = gather(context, &spec.stanza, Freshness::Within(FRESH_ENOUGH)).await;
-            let plans = ground.map(|ground| ground.plan()).unwrap_or_default();
-            found.add_gaps(context, spec, &seen, &look, &plans);
+            found.add_gaps(spec, &seen, &look, ground.as_ref().ok());
         }
         Err(error) => found.error(format!("the WAL archive cannot be listed: {error}")),
     }
@@ -189,11 +187,10 @@ impl Findings {
     /// Adds what is missing of the WAL: of each backup's own, and between the backups.
     fn add_gaps(
         &mut self,
-        context: &Context,
         spec: &VerifySpec,
         seen: &Observation,
         look: &Look,
-        plans: &[RepoPlan],
+        ground: Option<&Ground>,
     ) {
         let size = look.ground.catalogue.segment_size;
         let backups = seen.stanza.backups.iter();
@@ -228,9 +225,7 @@ impl Findings {
             if !current || spec.repo.is_some_and(|repo| repo != window.repo) {
                 continue;
             }
-            let plan = plans.iter().find(|plan| plan.repo == window.repo);
-            let wal_fulls = plan.map(|plan| plan.wal_fulls);
-            let kept_from = kept_from(context, spec, seen, window.repo, size, wal_fulls);
+            let kept_from = ground.and_then(|ground| kept_from(ground, seen, window.repo, size));
             for gap in &window.gaps {
                 let line = format!("repository {}: {gap}", window.repo);
                 let is_expired = kept_from.is_some_and(|from| gap.last.number() < from.number());
@@ -289,34 +284,19 @@ fn missing_of(backup: &Backup, archive: &Segments, size: SegmentSize) -> Vec<Wal
     segments.filter(|segment| !archive.has(*segment)).take(LINES).collect()
 }
 
-/// Before which segment retention lets WAL go that no backup needs to become
-/// consistent; `None` when it does not.
+/// Before which segment retention lets WAL go that no backup needs to become consistent: where the
+/// oldest backup begins of which all WAL is kept. `None` when it lets none go.
 fn kept_from(
-    context: &Context,
-    spec: &VerifySpec,
+    ground: &Ground,
     seen: &Observation,
     repo: RepoKey,
     size: SegmentSize,
-    wal_fulls: Option<u32>,
 ) -> Option<WalSegment> {
-    let option = |name: &str| {
-        context.retention.option(&spec.stanza, &format!("repo{repo}-retention-archive{name}"))
-    };
-    let in_order = |backup: &&Backup| backup.repo_key.unwrap_or(RepoKey::FIRST) == repo;
-    let mut backups: Vec<&Backup> = seen.stanza.backups.iter().filter(in_order).collect();
-    backups.sort_by_key(|backup| std::cmp::Reverse(&backup.label));
-    let count: usize = match option("") {
-        Some(count) => count.trim().parse().ok()?,
-        // As expire does it (domain::retention).
-        None => wal_fulls.filter(|fulls| *fulls > 0)? as usize,
-    };
-    let counts = |kind: BackupType| match option("-type") {
-        Some("incr") => true,
-        Some("diff") => kind != BackupType::Incr,
-        Some(_) | None => kind == BackupType::Full,
-    };
-    let oldest = backups.iter().filter(|backup| counts(backup.label.backup_type()));
-    let oldest = oldest.copied().nth(count.checked_sub(1)?)?;
+    let plans = ground.plan();
+    let limit = ground.wal_limit(plans.iter().find(|plan| plan.repo == repo)?)?;
+    let oldest = seen.stanza.backups.iter().find(|backup| {
+        backup.label == limit.from && backup.repo_key.unwrap_or(RepoKey::FIRST) == repo
+    })?;
     WalSegment::parse(oldest.archive_start.as_deref()?, size).ok()
 }
 

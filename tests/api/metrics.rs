@@ -52,18 +52,30 @@ async fn only_with_a_token_unless_it_is_public() {
 async fn a_scrape_runs_nothing_and_tells_what_was_seen_last() {
     let directory = tempfile::tempdir().unwrap();
     let runs = directory.path().join("runs");
-    let script = format!("echo x >> '{}'; {}", runs.display(), info_from(THREE));
+    // Nothing is answered before the gate is open, not even to the health.
+    let gate = directory.path().join("gate");
+    let script = format!(
+        "while [ ! -e '{}' ]; do sleep 0.02; done; echo x >> '{}'; {}",
+        gate.display(),
+        runs.display(),
+        info_from(THREE)
+    );
     let service = Service::with_script(&script).await;
     let status = "pgbackrest_exporter_status{stanza=\"main\"}";
     let size = "pgbackrest_backup_last_size_bytes{backup_type=\"full\",block_incr=\"n\",\
                 stanza=\"main\"}";
     let before = service.get("/metrics").await.text;
     assert_eq!((value(&before, status), value(&before, size)), (Some(0.0), None));
-    assert!(!runs.exists());
+    std::fs::write(&gate, "").unwrap();
     assert_eq!(service.get("/api/v1/stanzas/main").await.status, 200);
     let after = service.get("/metrics").await.text;
     assert_eq!((value(&after, status), value(&after, size)), (Some(1.0), Some(24_590_133.0)));
-    assert_eq!(std::fs::read_to_string(&runs).unwrap().lines().count(), 1);
+    let count = || std::fs::read_to_string(&runs).unwrap().lines().count();
+    let run = count();
+    for _ in 0..20 {
+        service.get("/metrics").await;
+    }
+    assert_eq!(count(), run);
 
     // A repository that is not there any more takes what it held with it.
     fake(service.directory.path(), "exit 37");

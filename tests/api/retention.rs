@@ -65,6 +65,13 @@ async fn a_pin_counts_at_once_whatever_runs() {
     let note = json!({ "annotations": { "a": "b" } });
     let refused = patch(&service, DIFF, &note).await;
     refused.is_problem(409, "lane-busy");
+    // But a pin in the same request counts; what takes it back does not.
+    let both = |pinned: bool| json!({ "annotations": { "a": "b" }, "pinned": pinned });
+    patch(&service, INCR, &both(true)).await.is_problem(409, "lane-busy");
+    patch(&service, INCR, &both(false)).await.is_problem(409, "lane-busy");
+    let incr = service.get(&format!("{STANZA}/backups/{INCR}")).await.json();
+    assert_eq!(incr["pinned"], true, "{incr}");
+    assert_eq!(patch(&service, INCR, &json!({ "pinned": false })).await.status, 200);
     // Neither it nor what it builds upon can go.
     for label in [DIFF, FULL] {
         let refused = send(&service, "DELETE", &format!("/backups/{label}"), &json!({})).await;
@@ -143,6 +150,12 @@ async fn what_is_not_known_is_refused_by_its_field() {
         ),
         ("DELETE", &format!("/backups/{FULL}?repo=x"), json!({}), "repo"),
         ("DELETE", &format!("/backups/{FULL}?all=true"), json!({}), "all"),
+        (
+            "DELETE",
+            &format!("/backups/{DIFF}?dry_run=true&on_conflict=nonsense"),
+            json!({}),
+            "on_conflict",
+        ),
     ] {
         let problem = send(&service, method, path, &body).await.is_problem(422, "invalid-field");
         assert_eq!(problem["field"], field, "{method} {path} {body}");
@@ -198,6 +211,50 @@ async fn days_and_pgbackrests_own_counts_are_added_up_and_a_narrow_one_is_warned
     assert_eq!(job["state"], "succeeded", "{job:#}");
     assert_eq!(job["result"]["removed"].as_array().unwrap().len(), 79);
     assert_eq!(job["result"]["kept"], 21);
+}
+
+#[tokio::test]
+async fn a_restore_journal_that_cannot_be_read_lets_nothing_go() {
+    let service = Service::new().await;
+    let path = service.directory.path().join("restore/main.json");
+    std::fs::write(&path, "{").unwrap();
+    let job = send(&service, "POST", "/expire", &json!({})).await.json();
+    assert_eq!(job["error"]["code"], "refused", "{job:#}");
+    assert!(job["error"]["message"].as_str().unwrap().contains("restore"), "{job:#}");
+    service.get(&format!("{STANZA}/retention")).await.is_problem(500, "internal");
+    let removal = send(&service, "DELETE", &format!("/backups/{DIFF}"), &json!({})).await;
+    removal.is_problem(500, "internal");
+}
+
+#[tokio::test]
+async fn a_repository_without_a_limit_and_damaged_backups_are_warned_of() {
+    let config = RetentionConfig {
+        policy: Policy { daily: Some(1), ..Policy::default() },
+        ..RetentionConfig::default()
+    };
+    let retention = Retention::new(config, BTreeMap::new());
+    let script = info_from(&THREE.replace("info-three", "info-100"));
+    let service = Service::with(Options { script, retention, ..Options::default() }).await;
+    let preview = service.get(&format!("{STANZA}/retention")).await.json();
+    let warning = preview["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("repository 1 has no limit of its own"), "{warning}");
+
+    let options = UserOptions::parse(
+        &[("pgbackrest.conf", "[global]\nrepo1-retention-full=1\n")],
+        std::iter::empty(),
+        &"main".parse().unwrap(),
+    );
+    let options = BTreeMap::from([("main".parse().unwrap(), options)]);
+    let retention = Retention::new(RetentionConfig::default(), options);
+    let script =
+        format!("case \"$*\" in *info*) sed 's/\"error\":false/\"error\":true/g' '{THREE}';; esac");
+    let service = Service::with(Options { script, retention, ..Options::default() }).await;
+    let preview = service.get(&format!("{STANZA}/retention")).await.json();
+    let warnings = preview["warnings"].to_string();
+    assert!(warnings.contains(&format!("Damaged: {FULL} and 2 more")), "{warnings}");
+    assert!(warnings.contains("pgBackRest's own retention does count them"), "{warnings}");
+    let backups = preview["repos"][0]["backups"].as_array().unwrap();
+    assert_eq!(backups[0]["reasons"], json!(["newest backup"]), "no count");
 }
 
 #[tokio::test]

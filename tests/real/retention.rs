@@ -5,6 +5,7 @@ use std::fs;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::support::archive::{Damage, Damaged};
 use crate::support::client::{Reply, send};
 use crate::support::instance::Instance;
 use crate::support::jobs::{BACKUPS, id_of};
@@ -159,6 +160,120 @@ fn days_and_pins_decide_and_wal_goes_with_what_needed_it() {
     assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(id_of(&job)));
     assert_eq!(job["result"]["wal_expired"].as_array().unwrap().len(), 1, "{job:#}");
     assert_eq!(job["result"]["backups"], 2);
+}
+
+/// Sets a zone in which a new day begins now.
+fn let_a_day_begin(instance: &mut Instance) {
+    // What has just ended did so before.
+    let now = jiff::Timestamp::now().as_second() + 1;
+    let to_midnight = i32::try_from(86_400 - now.rem_euclid(86_400)).unwrap();
+    let offset = if to_midnight > 43_200 { to_midnight - 86_400 } else { to_midnight };
+    // TZif (RFC 9636), both versions of it: one kind of time, no transitions.
+    let block = |version: u8| {
+        let mut block = [b"TZif".as_slice(), &[version; 1], &[0; 15]].concat();
+        for count in [0u32, 0, 0, 0, 1, 4] {
+            block.extend(count.to_be_bytes());
+        }
+        block.extend(offset.to_be_bytes());
+        block.extend([0, 0]);
+        block.extend(b"NOW\0");
+        block
+    };
+    let zones = instance.root.join("zones/Test");
+    fs::create_dir_all(&zones).unwrap();
+    fs::write(zones.join("Now"), [block(b'2'), block(b'2'), b"\n\n".to_vec()].concat()).unwrap();
+    instance.set("TZDIR", instance.root.join("zones").display().to_string());
+    instance.set("HEADREST_RETENTION__TIMEZONE", "Test/Now");
+}
+
+fn switch(instance: &Instance) -> String {
+    let path = "/api/v1/stanzas/main/wal/switch";
+    let switched = instance.http.post(path, &json!({})).expect(200).json();
+    switched["segment"].as_str().unwrap().to_owned()
+}
+
+fn verify(instance: &Instance) -> Value {
+    let path = "/api/v1/stanzas/main/verify";
+    instance.http.post_and_wait(path, &json!({}), 90).expect(200).json()
+}
+
+#[test]
+fn wal_stays_while_a_doomed_full_lies_between_two_that_stay() {
+    let mut instance = Instance::with_full_backup();
+    let first = labels(&instance)[0].clone();
+    instance.stop();
+    let_a_day_begin(&mut instance);
+    instance.set("HEADREST_RETENTION__DAILY", "2");
+    instance.set("PGBACKREST_EXPIRE_AUTO", "n");
+    instance.start();
+    instance.wait_ready();
+    let segments = [switch(&instance), switch(&instance), switch(&instance)];
+    let [second, third, fourth] = [(); 3].map(|()| label_of(&instance.good_backup("full")));
+    let job = delete(&instance, &third, "").expect(200).json();
+    assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(id_of(&job)));
+    assert_eq!(labels(&instance), [&first, &second, &fourth].map(String::clone));
+    let preview = instance.http.get(PREVIEW).expect(200).json();
+    let kept = preview["repos"][0]["backups"].as_array().unwrap().iter().map(|b| &b["kept"]);
+    assert_eq!(kept.collect::<Vec<_>>(), [true, false, true], "{preview:#}");
+    let is_whole = |job: &Value| {
+        assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(id_of(job)));
+        assert_eq!(job["result"]["wal_expired"], json!([]), "{job:#}");
+    };
+    is_whole(&verify(&instance));
+    // And what is lost there did not go by retention.
+    let damaged = Damaged::make(&instance, &segments[1], Damage::Missing);
+    let job = verify(&instance);
+    assert_eq!(job["error"]["code"], "wal-gap", "{job:#}");
+    damaged.repair();
+    let job = instance.http.post_and_wait(EXPIRE, &json!({}), 60).expect(200).json();
+    assert_eq!(removed(&job), [second], "{job:#}");
+    is_whole(&verify(&instance));
+}
+
+/// Headrest's own calculation, which a pin makes necessary, and pgBackRest's `expire --dry-run`.
+#[test]
+fn a_count_of_diffs_means_what_it_means_to_pgbackrest() {
+    let mut instance = Instance::new();
+    instance.set("PGBACKREST_EXPIRE_AUTO", "n");
+    instance.set("PGBACKREST_REPO1_RETENTION_DIFF", "1");
+    instance.start();
+    instance.wait_ready();
+    instance.wait_first_backup();
+    let full = labels(&instance)[0].clone();
+    let [incr, first, upon, second] =
+        ["incr", "diff", "incr", "diff"].map(|kind| label_of(&instance.good_backup(kind)));
+    let dry = json!({ "dry_run": true });
+    let job = instance.http.post_and_wait(EXPIRE, &dry, 60).expect(200).json();
+    let log = instance.job_log(id_of(&job));
+    let says = |label: &String| {
+        let mut lines = log.lines().filter(|line| line.contains("remove expired backup"));
+        lines.any(|line| line.trim_end().ends_with(label.as_str()))
+    };
+    let all = [&full, &incr, &first, &upon, &second].map(String::clone);
+    let gone: Vec<String> = all.iter().filter(|label| says(label)).cloned().collect();
+    assert_eq!(gone, [&first, &upon].map(String::clone), "{log}");
+    patch(&instance, &second, &json!({ "pinned": true, "on_conflict": "queue" })).expect(200);
+    let wait = json!({ "on_conflict": "queue" });
+    let job = instance.http.post_and_wait(EXPIRE, &wait, 60).expect(200).json();
+    assert_eq!(removed(&job), gone, "{job:#}");
+    assert_eq!(labels(&instance), [full, incr, second]);
+}
+
+#[test]
+fn a_limit_of_wal_that_is_set_for_backup_alone_counts() {
+    let mut instance = Instance::new();
+    let options = "[global:backup]\nrepo1-retention-archive=1\n";
+    fs::write(instance.root.join("pgbackrest.conf"), options).unwrap();
+    instance.start();
+    instance.wait_ready();
+    instance.wait_first_backup();
+    for _ in 0..3 {
+        switch(&instance);
+    }
+    instance.good_backup("full");
+    let job = verify(&instance);
+    assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(id_of(&job)));
+    assert_eq!(job["result"]["wal_expired"].as_array().unwrap().len(), 1, "{job:#}");
 }
 
 #[test]

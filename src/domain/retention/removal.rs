@@ -27,7 +27,10 @@ pub enum Refused {
     #[error("backup {0} is in use by {1}")]
     InUse(BackupLabel, String),
     /// Without it nothing of this repository could be restored.
-    #[error("backup {0} is the last full of repository {1}: without it nothing could be restored")]
+    #[error(
+        "backup {0} is the last full of repository {1} that is not damaged: without it nothing could \
+         be restored"
+    )]
     LastFull(BackupLabel, RepoKey),
 }
 
@@ -59,7 +62,11 @@ pub fn removal(
                 return Err(Refused::InUse(used.clone(), by.clone()));
             }
         }
-        if !own.iter().any(|held| is_full(held) && !going.contains(&held.label)) {
+        // A damaged full does not make up for one that is not.
+        let goes = |held: &Held| going.contains(&held.label);
+        let good_goes = own.iter().any(|held| is_full(held) && !held.bad && goes(held));
+        let enough = |held: &Held| is_full(held) && !(good_goes && held.bad);
+        if !own.iter().any(|held| enough(held) && !goes(held)) {
             return Err(Refused::LastFull(label.clone(), repo));
         }
         found.push((repo, order(&own, label, &going)));
@@ -87,10 +94,10 @@ pub(super) fn removals(own: &[&Held], doomed: &BTreeSet<&BackupLabel>) -> Vec<Re
     found
 }
 
-type Dependants<'a> = BTreeMap<&'a BackupLabel, Vec<&'a BackupLabel>>;
+pub(super) type Dependants<'a> = BTreeMap<&'a BackupLabel, Vec<&'a BackupLabel>>;
 
 /// Who needs each backup directly.
-fn dependants<'a>(own: &[&'a Held]) -> Dependants<'a> {
+pub(super) fn dependants<'a>(own: &[&'a Held]) -> Dependants<'a> {
     let mut found = Dependants::new();
     for backup in own {
         for needed in &backup.needs {
@@ -101,7 +108,10 @@ fn dependants<'a>(own: &[&'a Held]) -> Dependants<'a> {
 }
 
 /// The backup, and all that need it, directly or through another.
-fn with_dependants(dependants: &Dependants<'_>, label: &BackupLabel) -> BTreeSet<BackupLabel> {
+pub(super) fn with_dependants(
+    dependants: &Dependants<'_>,
+    label: &BackupLabel,
+) -> BTreeSet<BackupLabel> {
     let mut found = BTreeSet::from([label.clone()]);
     let mut open = vec![label];
     while let Some(label) = open.pop() {

@@ -37,6 +37,7 @@ fn history(backups: &[(BackupType, Timestamp)]) -> Vec<Held> {
             stopped_at: Some(*time),
             needs,
             own_bytes: Some(1),
+            bad: false,
         });
     }
     found
@@ -94,7 +95,89 @@ fn each_rule_alone() {
     assert_eq!(kept(&month, &counted(Some(FullRetention::Count(9)), None)), all);
     // Older than ten days before the 1st of December: the full of the 15th; it and newer ones.
     assert_eq!(kept(&month, &counted(Some(FullRetention::Days(10)), None))[..], all[14..]);
-    assert_eq!(kept(&month, &counted(None, Some(1))), [0, 7, 14, 21, 28, 29]);
+    assert_eq!(kept(&month, &counted(None, Some(1))), all, "there are no diffs");
+}
+
+/// Seen with `expire --dry-run` of 2.45 (tests/real/retention.rs has the first).
+#[test]
+fn a_count_of_diffs_takes_diffs_and_what_builds_upon_them() {
+    let day = |day: u32| at(&format!("2026-11-{day:02}T02:00:00Z"));
+    let of = |kinds: &[BackupType]| {
+        let with_days = kinds.iter().zip(1..).map(|(kind, n)| (*kind, day(n)));
+        history(&with_days.collect::<Vec<_>>())
+    };
+    let chain = of(&[Full, Incr, Diff, Incr, Diff]);
+    let two = Some(FullRetention::Count(2));
+    for full in [None, two] {
+        assert_eq!(kept(&chain, &counted(full, Some(1))), [0, 1, 4], "{full:?}");
+        assert_eq!(kept(&chain, &counted(full, Some(2))), [0, 1, 2, 3, 4], "{full:?}");
+    }
+    // A full counts as a diff.
+    let chain = of(&[Full, Diff, Full, Incr]);
+    assert_eq!(kept(&chain, &counted(two, Some(1))), [0, 2, 3]);
+    // Where fulls have no count, the days alone decide about them.
+    let mut rules = counted(None, Some(1));
+    rules.policy.daily = Some(1);
+    assert_eq!(kept(&chain, &rules), [2, 3]);
+    rules.counts.clear();
+    rules.counts.insert(RepoKey::FIRST, Counts { full: two, diff: None });
+    assert_eq!(kept(&chain, &rules), [0, 1, 2, 3]);
+}
+
+#[test]
+fn what_is_damaged_counts_for_nothing() {
+    let day = |day: u32| at(&format!("2026-11-{day:02}T02:00:00Z"));
+    let days: Vec<_> = (1..=5).map(|n| (Full, day(n))).collect();
+    let mut backups = history(&days);
+    let daily = |n: u32| rules(Policy { daily: Some(n), ..Policy::default() });
+    let two = counted(Some(FullRetention::Count(2)), None);
+    let days = counted(Some(FullRetention::Days(27)), None);
+    assert_eq!(kept(&backups, &daily(2)), [3, 4]);
+    for bad in [2, 3] {
+        backups[bad].bad = true;
+    }
+    assert_eq!(kept(&backups, &daily(2)), [1, 4]);
+    assert_eq!(kept(&backups, &two), [1, 4]);
+    assert_eq!(kept(&backups, &days), [1, 4], "the newest that is older is the third");
+    backups[4].bad = true;
+    assert_eq!(kept(&backups, &daily(1)), [1, 4]);
+    assert_eq!(kept(&backups, &two), [0, 1, 4]);
+    let told = plan(&backups, &daily(1), at(NOW)).remove(0);
+    assert_eq!(told.verdicts[4].reasons, [Reason::Newest]);
+    assert_eq!(told.verdicts[1].reasons[..2], [Reason::NewestGood, Reason::NewestFull]);
+    assert_eq!(told.wal_from.as_ref(), Some(&backups[1].label));
+    // A pin keeps it nevertheless, and the last good one cannot be removed by name.
+    let mut pinned = daily(1);
+    pinned.pins.insert(backups[3].label.clone());
+    assert_eq!(kept(&backups, &pinned), [1, 3, 4]);
+    backups[0].bad = true;
+    let remove = |at: usize| removal(&backups, &daily(1), &backups[at].label, None);
+    assert!(matches!(remove(1), Err(Refused::LastFull(..))));
+    assert!(remove(0).is_ok() && remove(4).is_ok());
+    // With nothing that is good the newest stays.
+    backups[1].bad = true;
+    assert_eq!(kept(&backups, &two), [4]);
+}
+
+#[test]
+fn what_builds_upon_a_damaged_full_keeps_it() {
+    let day = |day: u32| at(&format!("2026-11-{day:02}T02:00:00Z"));
+    let mut backups =
+        history(&[(Full, day(1)), (Full, day(2)), (Diff, day(3)), (Full, day(4)), (Diff, day(5))]);
+    backups[1].bad = true;
+    let two = counted(Some(FullRetention::Count(2)), None);
+    assert_eq!(kept(&backups, &two), [0, 1, 2, 3, 4]);
+    backups[2].bad = true;
+    assert_eq!(kept(&backups, &two), [0, 3, 4]);
+}
+
+#[test]
+fn days_without_end_keep_everything() {
+    let backups =
+        history(&[(Full, at("2026-11-20T10:00:00Z")), (Full, at("2026-11-21T10:00:00Z"))]);
+    for days in [9_999_998, u32::MAX] {
+        assert_eq!(kept(&backups, &counted(Some(FullRetention::Days(days)), None)), [0, 1]);
+    }
 }
 
 #[test]
@@ -122,14 +205,39 @@ fn reasons_are_told() {
     assert_eq!(told(&rules), [&format!("needed by {}", label(1)), "pinned", doomed, newest]);
     let one = plan(&backups, &rules, at(NOW)).remove(0);
     assert_eq!(one.removals, [Removal { set: label(2), removes: vec![label(2)] }]);
-    assert_eq!(one.wal_fulls, 1, "a pin does not keep all WAL since then");
+    assert_eq!(one.wal_fulls(), 1, "a pin does not keep all WAL since then");
     rules.pins.clear();
     rules.in_use.insert(label(0), "restore 7".to_owned());
     assert_eq!(told(&rules)[..2], ["in use by restore 7", doomed]);
     // One call removes both.
     let one = plan(&backups, &rules, at(NOW)).remove(0);
-    assert_eq!(one.wal_fulls, 2, "a restore may go on to any moment");
+    assert_eq!(one.wal_fulls(), 2, "a restore may go on to any moment");
     assert_eq!(one.removals, [Removal { set: label(1), removes: vec![label(1), label(2)] }]);
+}
+
+/// `expire` counts all fulls that are there, those that go with them.
+#[test]
+fn wal_is_counted_over_all_that_is_there() {
+    let backups = history(&[
+        (Full, at("2026-11-20T10:00:00Z")),
+        (Full, at("2026-11-21T10:00:00Z")),
+        (Full, at("2026-11-21T12:00:00Z")),
+        (Diff, at("2026-11-21T14:00:00Z")),
+    ]);
+    let label = |at: usize| backups[at].label.clone();
+    let rules = rules(Policy { daily: Some(2), ..Policy::default() });
+    let plan = plan(&backups, &rules, at(NOW)).remove(0);
+    assert_eq!(plan.doomed().collect::<Vec<_>>(), [&label(1)]);
+    assert_eq!(plan.wal_fulls(), 2);
+    let limit = |own| plan.wal_limit(own).map(|limit| (limit.from, limit.count));
+    assert_eq!(limit(None), Some((label(0), 3)));
+    assert_eq!(limit(Some((2, ArchiveType::Full))), Some((label(0), 3)));
+    assert_eq!(limit(Some((1, ArchiveType::Full))), Some((label(2), 1)));
+    assert_eq!(limit(Some((3, ArchiveType::Diff))), Some((label(0), 4)));
+    assert_eq!(limit(Some((1, ArchiveType::Incr))), Some((label(3), 1)));
+    for none in [0, 3, u32::MAX] {
+        assert_eq!(limit(Some((none, ArchiveType::Full))), None, "{none}");
+    }
 }
 
 #[test]
@@ -210,8 +318,11 @@ fn model(backups: &[Held], rules: &Rules) -> BTreeSet<BackupLabel> {
         backups.iter().filter(|b| of(b)).max_by_key(|b| (b.stopped_at, b.label.clone()))
     };
     let mut kept: BTreeSet<BackupLabel> = BTreeSet::new();
+    let is_full = |b: &Held| !b.label.as_str().contains('_');
     kept.extend(newest(&|_| true).map(|b| b.label.clone()));
-    kept.extend(newest(&|b: &Held| !b.label.as_str().contains('_')).map(|b| b.label.clone()));
+    kept.extend(newest(&|b: &Held| !b.bad).map(|b| b.label.clone()));
+    let good_full = newest(&|b: &Held| is_full(b) && !b.bad);
+    kept.extend(good_full.or_else(|| newest(&is_full)).map(|b| b.label.clone()));
     kept.extend(rules.pins.iter().cloned());
     let formats = [
         (rules.policy.daily, "%Y-%m-%d"),
@@ -224,11 +335,11 @@ fn model(backups: &[Held], rules: &Rules) -> BTreeSet<BackupLabel> {
             let zoned = b.stopped_at.unwrap().to_zoned(rules.timezone.clone());
             zoned.strftime(format).to_string()
         };
-        let mut periods: Vec<String> = backups.iter().map(name).collect();
+        let mut periods: Vec<String> = backups.iter().filter(|b| !b.bad).map(name).collect();
         periods.sort();
         periods.dedup();
         for period in periods.iter().rev().take(count.unwrap_or(0) as usize) {
-            kept.extend(newest(&|b: &Held| name(b) == *period).map(|b| b.label.clone()));
+            kept.extend(newest(&|b: &Held| !b.bad && name(b) == *period).map(|b| b.label.clone()));
         }
     }
     loop {
@@ -277,11 +388,17 @@ fn policies() -> impl Strategy<Value = Policy> {
 proptest! {
     #[test]
     fn keeps_what_the_model_keeps(
-        backups in histories(),
+        mut backups in histories(),
+        bad in proptest::collection::vec(0..80usize, 0..30),
         policy in policies(),
         pins in proptest::collection::vec(0..80usize, 0..4),
         hours in -11..13i8,
     ) {
+        for at in bad {
+            if let Some(backup) = backups.get_mut(at) {
+                backup.bad = true;
+            }
+        }
         let pins = pins.iter().filter_map(|n| backups.get(*n)).map(|b| b.label.clone()).collect();
         let timezone = TimeZone::fixed(jiff::tz::offset(hours));
         let rules = Rules { timezone, pins, ..rules(policy) };
@@ -329,9 +446,43 @@ proptest! {
             let kept = plan.verdicts.iter().filter(|v| v.is_kept()).map(|v| &v.label).collect();
             prop_assert_eq!(left, kept);
             let fulls = backups.iter().filter(|b| is_full(b)).count();
-            prop_assert!(plan.wal_fulls as usize <= fulls);
-            prop_assert!(fulls == 0 || plan.wal_fulls > 0);
+            prop_assert!(plan.wal_fulls() as usize <= fulls);
+            prop_assert!(fulls == 0 || plan.wal_fulls() > 0);
+            // Before the calls pgBackRest counts from the same full as after them.
+            let mut labels: Vec<_> = backups.iter().filter(|b| is_full(b)).map(|b| &b.label).collect();
+            labels.sort_by(|a, b| b.cmp(a));
+            let limit = plan.wal_limit(None);
+            let told = limit.as_ref().map(|limit| labels[limit.count as usize - 1]);
+            prop_assert_eq!(told, plan.wal_from.as_ref());
         }
+    }
+
+    /// As pgBackRest's source does it: fulls beyond their count with all of theirs, then of the fulls
+    /// and diffs that are left the diffs beyond theirs, each with what builds upon it.
+    #[test]
+    fn counts_alone_remove_what_pgbackrest_removes(
+        backups in histories(),
+        full in proptest::option::of(1..5usize),
+        diff in proptest::option::of(1..5usize),
+    ) {
+        let mut left: Vec<&Held> = backups.iter().collect();
+        let fulls: Vec<&Held> = backups.iter().filter(|b| is_full(b)).collect();
+        for gone in fulls.iter().rev().skip(full.unwrap_or(usize::MAX)) {
+            left.retain(|backup| backup.label.full_label() != gone.label);
+        }
+        let mut counted_as_diff: Vec<&Held> = left.clone();
+        counted_as_diff.retain(|b| b.label.backup_type() != Incr);
+        let beyond = counted_as_diff.iter().rev().skip(diff.unwrap_or(usize::MAX));
+        for gone in beyond.filter(|b| !is_full(b)) {
+            left.retain(|b| b.label != gone.label && !b.needs.contains(&gone.label));
+        }
+        let as_u32 = |count: usize| u32::try_from(count).unwrap();
+        let rules = counted(full.map(|n| FullRetention::Count(as_u32(n))), diff.map(as_u32));
+        let kept = kept(&backups, &rules).into_iter().map(|at| &backups[at].label);
+        prop_assert_eq!(
+            kept.collect::<BTreeSet<_>>(),
+            left.iter().map(|b| &b.label).collect::<BTreeSet<_>>()
+        );
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl RepoView {
                 })
                 .collect(),
             calls: plan.removals.iter().map(CallView::new).collect(),
-            wal_fulls: plan.wal_fulls,
+            wal_fulls: plan.wal_fulls(),
         }
     }
 }
@@ -234,6 +234,7 @@ pub(in crate::http) async fn remove(
     Prefer(wait): Prefer,
 ) -> Outcome<Response> {
     let label = parse_label(&label)?;
+    let on_conflict = on_conflict(query.on_conflict.as_deref(), OnConflict::Refuse)?;
     let repo = query.repo.map(|text| text.parse::<RepoKey>()).transpose();
     let repo = repo.map_err(|error| Problem::field("repo", error.to_string()))?;
     let ground = state.keeper.look(&stanza).await?;
@@ -258,7 +259,7 @@ pub(in crate::http) async fn remove(
             spec: JobSpec::Expire(spec),
             trigger: trigger_of(&caller),
             by: caller.by.to_owned(),
-            on_conflict: on_conflict(query.on_conflict.as_deref(), OnConflict::Refuse)?,
+            on_conflict,
             idempotency_key: None,
             tried_again: false,
         })
@@ -316,22 +317,22 @@ pub(in crate::http) async fn change(
     let on_conflict = on_conflict(request.on_conflict.as_deref(), OnConflict::Refuse)?;
     let spec = annotation_spec(&stanza, &label, request.annotations)?;
     find(&state, &stanza, &label).await?;
-    let mut waiting = None;
-    if let Some(spec) = spec {
-        let (trigger, by) = (trigger_of(&caller), caller.by);
-        let job = annotate(&state, spec, trigger, by, on_conflict, ANNOTATE_PATIENCE).await?;
-        match job.state {
-            JobState::Succeeded => {}
-            JobState::Queued | JobState::Running | JobState::Cancelling => waiting = Some(job),
-            JobState::Warned | JobState::Failed | JobState::Cancelled | JobState::Interrupted => {
-                let message = job.error.map_or_else(String::new, |error| error.message);
-                let problem = Problem::new(ErrorCode::RepositoryUnavailable, message);
-                return Err(Problem { job: Some(job.id), ..problem });
-            }
+    // A pin counts whatever becomes of the rest, and is taken back only after it.
+    let copy = match request.pinned {
+        Some(true) => Some(state.keeper.set_pin(&stanza, &label, true, caller.by).await?),
+        Some(false) | None => None,
+    };
+    let annotated = match spec {
+        Some(spec) => annotate_as_asked(&state, spec, &caller, on_conflict).await,
+        None => Ok(None),
+    };
+    let copy = match request.pinned {
+        Some(false) if annotated.is_ok() => {
+            Some(state.keeper.set_pin(&stanza, &label, false, caller.by).await?)
         }
-    }
-    if let Some(pinned) = request.pinned {
-        let copy = state.keeper.set_pin(&stanza, &label, pinned, caller.by).await?;
+        Some(_) | None => copy,
+    };
+    if let Some(copy) = copy {
         let trigger = Trigger::Event("pin".to_owned());
         let queue = OnConflict::Queue;
         let is_busy = state.jobs.lane(&stanza).is_some_and(|lane| lane.running.is_some());
@@ -340,6 +341,7 @@ pub(in crate::http) async fn change(
             tracing::warn!("the pin of {label} counts, but is not copied: {}", problem.detail);
         }
     }
+    let waiting = annotated?;
     if let Some(job) = waiting {
         return Ok((StatusCode::ACCEPTED, Json(JobView::from(job))).into_response());
     }
@@ -382,6 +384,26 @@ fn annotation_spec(
         annotations,
         remove,
     }))
+}
+
+/// Annotates; answers the job when it still waits for the lane.
+async fn annotate_as_asked(
+    state: &AppState,
+    spec: AnnotateSpec,
+    caller: &Caller,
+    on_conflict: OnConflict,
+) -> Outcome<Option<Job>> {
+    let (trigger, by) = (trigger_of(caller), caller.by);
+    let job = annotate(state, spec, trigger, by, on_conflict, ANNOTATE_PATIENCE).await?;
+    match job.state {
+        JobState::Succeeded => Ok(None),
+        JobState::Queued | JobState::Running | JobState::Cancelling => Ok(Some(job)),
+        JobState::Warned | JobState::Failed | JobState::Cancelled | JobState::Interrupted => {
+            let message = job.error.map_or_else(String::new, |error| error.message);
+            let problem = Problem::new(ErrorCode::RepositoryUnavailable, message);
+            Err(Problem { job: Some(job.id), ..problem })
+        }
+    }
 }
 
 /// Annotates, and waits for it at most so long.
@@ -429,6 +451,12 @@ impl From<RetentionError> for Problem {
         match error {
             RetentionError::Unavailable(error) => error.into(),
             RetentionError::Store(error) => error.into(),
+            RetentionError::Journal(error) => {
+                // The client learns no paths; whoever reads the log does.
+                tracing::error!("{}", crate::telemetry::chain(&error));
+                let detail = "what a restore works with cannot be told; see Headrest's log";
+                Self::new(ErrorCode::Internal, detail)
+            }
             RetentionError::Refused(refused) => refused.into(),
             RetentionError::PinsOff => Self::new(ErrorCode::PinsOff, detail),
             RetentionError::Removing(_) => {

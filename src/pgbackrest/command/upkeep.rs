@@ -1,6 +1,7 @@
 //! What keeps a repository in order: `expire`, `verify`, `annotate`.
 
 use super::{Console, Invocation, build};
+use crate::domain::retention::ArchiveType;
 use crate::domain::{Annotations, BackupLabel, RepoKey, StanzaName};
 use crate::pgbackrest::conf::ALL_FULLS;
 
@@ -11,9 +12,15 @@ pub enum Limits {
     Configured,
     /// Nothing.
     Nothing,
-    /// No backup, but WAL: it is kept from the Nth newest full on (and what makes each backup
-    /// consistent); without a number `repoN-retention-archive` of the configuration decides.
-    Wal(Option<u32>),
+    /// No backup, but WAL: it is kept from the Nth newest backup on that counts (and what makes each
+    /// backup consistent). Both are always said: what the configuration says for `backup` alone
+    /// `expire` does not see.
+    Wal {
+        /// `repoN-retention-archive`.
+        count: u32,
+        /// `repoN-retention-archive-type`.
+        by: ArchiveType,
+    },
 }
 
 /// `expire` (command reference, "Expire Command").
@@ -59,11 +66,10 @@ impl Expire<'_> {
                 limit("archive", ALL_FULLS.to_string());
                 limit("archive-type", "full".to_owned());
             }
-            Limits::Wal(None) => no_backup(),
-            Limits::Wal(Some(fulls)) => {
+            Limits::Wal { count, by } => {
                 no_backup();
-                limit("archive", fulls.max(1).to_string());
-                limit("archive-type", "full".to_owned());
+                limit("archive", count.max(1).to_string());
+                limit("archive-type", by.to_string());
             }
         }
         build("expire", self.stanza, Console::Detail, options)
@@ -141,8 +147,13 @@ mod tests {
         let lines = [
             expire(None, None, false, Limits::Configured),
             expire(Some(&set), Some(two), true, Limits::Nothing),
-            expire(None, Some(two), false, Limits::Wal(Some(3))),
-            expire(None, Some(RepoKey::FIRST), false, Limits::Wal(None)),
+            expire(None, Some(two), false, Limits::Wal { count: 3, by: ArchiveType::Full }),
+            expire(
+                None,
+                Some(RepoKey::FIRST),
+                false,
+                Limits::Wal { count: 5, by: ArchiveType::Diff },
+            ),
             Verify { stanza: &stanza, repo: RepoKey::FIRST, set: None }.invocation(),
             Verify { stanza: &stanza, repo: two, set: Some(&set) }.invocation(),
             Annotate {
@@ -163,7 +174,7 @@ mod tests {
         --stanza=main LOG expire
         --stanza=main --repo=2 --set=20261120-101500F --dry-run --repo2-retention-full=9999999 --repo2-retention-full-type=count --repo2-retention-diff=9999999 --repo2-retention-archive=9999999 --repo2-retention-archive-type=full LOG expire
         --stanza=main --repo=2 --repo2-retention-full=9999999 --repo2-retention-full-type=count --repo2-retention-diff=9999999 --repo2-retention-archive=3 --repo2-retention-archive-type=full LOG expire
-        --stanza=main --repo=1 --repo1-retention-full=9999999 --repo1-retention-full-type=count --repo1-retention-diff=9999999 LOG expire
+        --stanza=main --repo=1 --repo1-retention-full=9999999 --repo1-retention-full-type=count --repo1-retention-diff=9999999 --repo1-retention-archive=5 --repo1-retention-archive-type=diff LOG expire
         --stanza=main --repo=1 --output=text --verbose LOG verify
         --stanza=main --repo=2 --set=20261120-101500F --output=text --verbose LOG verify
         --stanza=main --set=20261120-101500F --annotation=why=a b --annotation=old= LOG annotate
