@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     ArchivingFacts, Check, CheckId, CheckKey, FIRST_BACKUP, Facts, Level, RepositoryFacts,
-    TargetFacts, Thresholds, Up,
+    TargetFacts, Thresholds, Up, span,
 };
 
 /// For how long a notification may wait.
@@ -305,16 +305,6 @@ fn above(age: SignedDuration, (warns, fails): (SignedDuration, SignedDuration)) 
         _ if age >= fails => Level::Fail,
         _ if age >= warns => Level::Warn,
         _ => Level::Pass,
-    }
-}
-
-fn span(duration: SignedDuration) -> String {
-    let seconds = duration.as_secs().max(0);
-    match seconds {
-        0..=119 => format!("{seconds} s"),
-        120..=7199 => format!("{} min", seconds / 60),
-        7200..=172_799 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86_400),
     }
 }
 

@@ -1,8 +1,8 @@
 //! What the page shows, ready to be shown: words, tones, times and sizes for people.
 
-use jiff::{SignedDuration, Timestamp, Unit};
+use jiff::{Timestamp, Unit};
 
-use crate::domain::health::{Check, Level};
+use crate::domain::health::{Check, Level, span};
 use crate::domain::job::{Job, JobState};
 use crate::domain::restore::Journal;
 use crate::domain::schedule::run::Step;
@@ -376,16 +376,6 @@ pub(super) fn moment(at: Timestamp, now: Timestamp) -> Moment {
     }
 }
 
-pub(super) fn span(duration: SignedDuration) -> String {
-    let seconds = duration.as_secs().max(0);
-    match seconds {
-        0..=119 => format!("{seconds} s"),
-        120..=7199 => format!("{} min", seconds / 60),
-        7200..=172_799 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86_400),
-    }
-}
-
 /// Bytes for people, in powers of 1024 as pgBackRest prints them.
 pub(super) fn bytes(n: u64) -> String {
     let units = ["B", "KB", "MB", "GB", "TB", "PB"];
@@ -404,6 +394,8 @@ pub(super) fn bytes(n: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
+
     use super::*;
 
     #[test]
