@@ -14,15 +14,13 @@ use nix::unistd::{Uid, User as Account, initgroups, setgid, setuid};
 use rustix::fs::{Mode, OFlags};
 
 use crate::config::{Config, Environment};
+use crate::pgbackrest::conf::DEFAULT_REPOSITORY;
 
 /// Variables that children get from our own environment.
 const PASSED_ON: [&str; 4] = ["PATH", "LANG", "TZ", "PGTZ"];
 
 /// Where the server's socket is in a container.
 const CONTAINER_SOCKETS: &str = "/var/run/postgresql";
-
-/// Where pgBackRest's first repository is when nobody says otherwise.
-const CONTAINER_REPOSITORY: &str = "/var/lib/pgbackrest";
 
 /// The user that everything runs as.
 #[derive(Debug, Clone)]
@@ -93,7 +91,7 @@ pub(super) fn settle(config: &Config) -> anyhow::Result<User> {
         // Read-only root file systems have the sockets' place as a tmpfs of root; a directory of the
         // host for the repository is root's, or may only be read.
         let sockets = hand_over_all_in(Path::new(CONTAINER_SOCKETS), 0o3775, &account);
-        let repository = hand_over(Path::new(CONTAINER_REPOSITORY), 0o750, &account);
+        let repository = hand_over(Path::new(DEFAULT_REPOSITORY), 0o750, &account);
         for error in [sockets, repository].into_iter().filter_map(Result::err) {
             tracing::warn!("{error:#}");
         }

@@ -16,7 +16,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::{Misconfigured, nearest_existing};
 use crate::config::{Config, is_secret_option};
 use crate::http;
-use crate::pgbackrest::conf::UserOptions;
+use crate::pgbackrest::conf::{DEFAULT_REPOSITORY, UserOptions};
 use crate::process::inspect::mount_root;
 
 /// How long a Headrest that was killed may take to be gone altogether: its last system call, or a
@@ -24,8 +24,6 @@ use crate::process::inspect::mount_root;
 pub(super) const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(3);
 /// How often that is looked at.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// pgBackRest's own default (manual, "Repository Path Option").
-const DEFAULT_REPOSITORY: &str = "/var/lib/pgbackrest";
 /// The shortest admin token that is taken.
 const SHORTEST_TOKEN: usize = 16;
 

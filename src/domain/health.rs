@@ -230,8 +230,8 @@ pub struct Facts {
     pub schedules: Vec<ScheduleFacts>,
     /// File systems.
     pub disks: Vec<Disk>,
-    /// One of them does not answer.
-    pub disk_hangs: bool,
+    /// Whether one of them does not answer.
+    pub disk_hangs: Option<bool>,
     /// Whether this pgBackRest supports this PostgreSQL, when that is known; else why not.
     pub supported: Option<Result<(), String>>,
     /// Targets of notifications. They are no stanza's, and told with one of them.
@@ -252,7 +252,7 @@ impl Facts {
             stop_file: None,
             schedules: Vec::new(),
             disks: Vec::new(),
-            disk_hangs: false,
+            disk_hangs: None,
             supported: None,
             targets: Vec::new(),
         }

@@ -16,10 +16,10 @@ use super::middleware::guard::accepts_html;
 use super::problem::{ErrorCode, Outcome, Problem};
 use super::state::AppState;
 use crate::config::ShortRoutes;
-use crate::domain::job::{BackupOptions, BackupSpec, JobSpec, JobState, OnConflict, Trigger};
+use crate::domain::job::{BackupSpec, JobSpec, JobState, OnConflict, Trigger};
 use crate::domain::plan::Wish;
 use crate::domain::recovery::{OnReached, RecoveryTarget};
-use crate::domain::{Annotations, BackupType, DatabaseName, StanzaName};
+use crate::domain::{BackupType, DatabaseName, StanzaName};
 use crate::jobs::Submission;
 use crate::jobs::plans::PlanRequest;
 
@@ -162,13 +162,7 @@ impl Short {
 
     async fn backup(self, backup_type: BackupType) -> Outcome<Response> {
         let stanza = self.query.stanza(&self.state)?;
-        let spec = BackupSpec {
-            stanza,
-            repo: None,
-            backup_type,
-            annotations: Annotations::default(),
-            options: BackupOptions::default(),
-        };
+        let spec = BackupSpec::plain(stanza, backup_type);
         self.run(JobSpec::Backup(spec), OnConflict::Refuse).await
     }
 

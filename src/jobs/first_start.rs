@@ -9,10 +9,8 @@ use super::catalog::Freshness;
 use super::context::Context;
 use super::queue::JobsHandle;
 use super::submission::{Denied, Submission};
-use crate::domain::job::{
-    BackupOptions, BackupSpec, JobKind, JobSpec, JobState, OnConflict, Trigger,
-};
-use crate::domain::{Annotations, BackupType, StanzaName};
+use crate::domain::job::{BackupSpec, JobKind, JobSpec, JobState};
+use crate::domain::{BackupType, StanzaName};
 use crate::pgbackrest::info::StanzaStatus;
 use crate::postgres::supervisor::Status;
 
@@ -78,27 +76,13 @@ async fn complete(
         steps.push(JobSpec::StanzaCreate { stanza: stanza.clone() });
     }
     steps.push(JobSpec::Check { stanza: stanza.clone() });
-    steps.push(JobSpec::Backup(BackupSpec {
-        stanza: stanza.clone(),
-        repo: None,
-        backup_type: BackupType::Full,
-        annotations: Annotations::default(),
-        options: BackupOptions::default(),
-    }));
+    steps.push(JobSpec::Backup(BackupSpec::plain(stanza.clone(), BackupType::Full)));
     for spec in steps {
         if spec.kind() == JobKind::Backup && has_backup(context, stanza).await {
             // Somebody was quicker.
             return Ok(true);
         }
-        let submission = Submission {
-            spec,
-            trigger: Trigger::Event("first-start".to_owned()),
-            by: "headrest".to_owned(),
-            on_conflict: OnConflict::Queue,
-            idempotency_key: None,
-            tried_again: false,
-        };
-        let job = jobs.submit(submission).await?;
+        let job = jobs.submit(Submission::of_event(spec, "first-start")).await?;
         let job = jobs.finished(job.id).await?;
         if !matches!(job.state, JobState::Succeeded | JobState::Warned) {
             return Ok(false);

@@ -27,6 +27,20 @@ pub struct Submission {
     pub tried_again: bool,
 }
 
+impl Submission {
+    /// What Headrest asks for itself, because of the named event. It waits for the lane.
+    pub fn of_event(spec: JobSpec, event: &str) -> Self {
+        Self {
+            spec,
+            trigger: Trigger::Event(event.to_owned()),
+            by: "headrest".to_owned(),
+            on_conflict: OnConflict::Queue,
+            idempotency_key: None,
+            tried_again: false,
+        }
+    }
+}
+
 /// Why a submission, or a cancellation, was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Denied {

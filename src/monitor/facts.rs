@@ -31,12 +31,17 @@ const RUNS_TOO_LONG: SignedDuration = SignedDuration::from_hours(24);
 /// A server that is down for so long stays down.
 const JUST_DOWN: SignedDuration = SignedDuration::from_secs(15);
 
+/// When a verification ended, and what it found wrong.
+type Verified = Option<(Timestamp, Option<String>)>;
+
 /// What is remembered from look to look.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     connection: Option<Connection>,
     machine: Machine,
     repository: Option<Result<RepositoryFacts, String>>,
+    /// What the newest verification found, as of this event of jobs.
+    verified: Option<(i64, Verified)>,
     /// Since when archiving fails.
     pub(super) failing_since: Option<Timestamp>,
 }
@@ -88,7 +93,13 @@ pub(super) async fn gather(
         trouble: Some(Trouble { missed: true, text: format!("it does not run: {why}") }),
         overdue: None,
     }));
-    facts.verified = verified(parts, stanza).await;
+    // It changes only when a job does.
+    let event = *parts.jobs.events().borrow();
+    facts.verified = match memory.verified.take() {
+        Some((of, known)) if of == event => known,
+        Some(_) | None => verified(parts, stanza).await,
+    };
+    memory.verified = Some((event, facts.verified.clone()));
     let Some(side) = side else { return facts };
     facts.not_backed_up = match side.archiving {
         Archiving::Ours => None,
@@ -106,7 +117,7 @@ pub(super) async fn gather(
     };
     facts.server =
         Some(ServerFacts { up: up(&status, now), started_at: status.started_at, archiving });
-    facts.disk_hangs = hangs;
+    facts.disk_hangs = Some(hangs);
     if let Some(seen) = seen {
         facts.disks = seen.disks;
         facts.stop_file = Some(seen.stop_file);
@@ -148,7 +159,7 @@ pub(super) async fn targets(parts: &Parts) -> Option<(Vec<TargetFacts>, Vec<Noti
 }
 
 /// What the newest verification that came to its end found.
-async fn verified(parts: &Parts, stanza: &StanzaName) -> Option<(Timestamp, Option<String>)> {
+async fn verified(parts: &Parts, stanza: &StanzaName) -> Verified {
     let filter = JobFilter {
         kind: Some(JobKind::Verify),
         stanza: Some(stanza.clone()),
@@ -303,11 +314,6 @@ fn first_line(text: &str) -> &str {
 fn supported(parts: &Parts, status: &Status) -> Option<Result<(), String>> {
     let version = parts.context.version.as_ref()?;
     let text = status.version.as_deref()?;
-    let major = text.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u16>().ok()?;
-    let supported = version.supports_postgres(major)?;
-    Some(if supported {
-        Ok(())
-    } else {
-        Err(format!("{version} does not support PostgreSQL {major}"))
-    })
+    let refused = || format!("{version} does not support PostgreSQL {text}");
+    version.supports_server(text).map(|supported| supported.then_some(()).ok_or_else(refused))
 }

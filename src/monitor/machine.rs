@@ -10,15 +10,12 @@ use tokio::time::{Instant, timeout};
 use super::space;
 use crate::domain::health::Disk;
 use crate::jobs::context::ServerSide;
+use crate::pgbackrest::conf::{DEFAULT_LOCK_PATH, DEFAULT_REPOSITORY};
 
 /// How long a look is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// A look that takes longer hangs.
 const HANGS_AFTER: Duration = Duration::from_secs(30);
-/// Where pgBackRest keeps locks and stop files when nobody says otherwise.
-const DEFAULT_LOCKS: &str = "/tmp/pgbackrest";
-/// Where its repository is when nobody says otherwise.
-const DEFAULT_REPOSITORY: &str = "/var/lib/pgbackrest";
 
 /// What was seen.
 #[derive(Debug, Clone)]
@@ -45,7 +42,7 @@ impl Machine {
             let (places, locks) = (places(side), stop_files(side));
             let archive_status = side.data_dir.join("pg_wal/archive_status");
             let look = tokio::task::spawn_blocking(move || Seen {
-                stop_file: locks.iter().find(|path| path.exists()).map(shown),
+                stop_file: locks.into_iter().find(|path| Path::new(path).exists()),
                 ready: ready(&archive_status),
                 disks: space::disks(places),
             });
@@ -62,11 +59,6 @@ impl Machine {
         };
         (self.last.clone(), hangs)
     }
-}
-
-#[expect(clippy::ptr_arg, reason = "it is mapped over paths that are owned")]
-fn shown(path: &PathBuf) -> String {
-    path.display().to_string()
 }
 
 /// The places whose file systems must not be full.
@@ -91,10 +83,10 @@ fn places(side: &ServerSide) -> Vec<(String, PathBuf)> {
 }
 
 /// The stop files of the stanza, and of all (pgBackRest command reference, "Stop Command").
-fn stop_files(side: &ServerSide) -> Vec<PathBuf> {
-    let locks = Path::new(side.user_options.get("lock-path").unwrap_or(DEFAULT_LOCKS));
+fn stop_files(side: &ServerSide) -> Vec<String> {
+    let locks = Path::new(side.user_options.get("lock-path").unwrap_or(DEFAULT_LOCK_PATH));
     let names = [format!("{}.stop", side.stanza), "all.stop".to_owned()];
-    names.iter().map(|name| locks.join(name)).collect()
+    names.iter().map(|name| locks.join(name).display().to_string()).collect()
 }
 
 fn ready(archive_status: &Path) -> u64 {

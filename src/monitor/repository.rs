@@ -10,10 +10,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Parts;
 use crate::domain::archive::Gap;
 use crate::domain::health::WalFacts;
-use crate::domain::job::{BackupOptions, BackupSpec, JobSpec, OnConflict, Trigger};
+use crate::domain::job::{BackupSpec, JobSpec};
 use crate::domain::plan::{Catalogue, Set};
 use crate::domain::window::Window;
-use crate::domain::{Annotations, BackupType, JobId, JobState, RepoKey, StanzaName, WalSegment};
+use crate::domain::{BackupType, JobId, JobState, RepoKey, StanzaName, WalSegment};
 use crate::jobs::Submission;
 use crate::jobs::catalog::Freshness;
 use crate::jobs::plans::Look;
@@ -212,25 +212,14 @@ impl Looker {
         for repo in repos {
             jobs.extend(self.ask_for_backup(several.then_some(*repo)).await);
         }
-        Some(Asked { missing, jobs, at: Instant::now() })
+        // What nobody accepted is asked for with the next look.
+        (!jobs.is_empty()).then(|| Asked { missing, jobs, at: Instant::now() })
     }
 
     async fn ask_for_backup(&self, repo: Option<RepoKey>) -> Option<JobId> {
-        let submission = Submission {
-            spec: JobSpec::Backup(BackupSpec {
-                stanza: self.stanza.clone(),
-                repo,
-                backup_type: BackupType::Full,
-                annotations: Annotations::default(),
-                options: BackupOptions::default(),
-            }),
-            trigger: Trigger::Event(TRIGGER.to_owned()),
-            by: "headrest".to_owned(),
-            on_conflict: OnConflict::Queue,
-            idempotency_key: None,
-            tried_again: false,
-        };
-        match self.parts.jobs.submit(submission).await {
+        let plain = BackupSpec::plain(self.stanza.clone(), BackupType::Full);
+        let spec = JobSpec::Backup(BackupSpec { repo, ..plain });
+        match self.parts.jobs.submit(Submission::of_event(spec, TRIGGER)).await {
             Ok(job) => {
                 tracing::warn!(
                     stanza.name = %self.stanza, job.id = %job.id,

@@ -9,6 +9,11 @@ use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use crate::domain::stanza::StanzaName;
 
+/// Where the first repository is when nobody says otherwise (manual, "Repository Path Option").
+pub const DEFAULT_REPOSITORY: &str = "/var/lib/pgbackrest";
+/// Where locks and stop files are when nobody says otherwise (manual, "Lock Path Option").
+pub const DEFAULT_LOCK_PATH: &str = "/tmp/pgbackrest";
+
 /// Prefix of pgBackRest's environment variables.
 const ENV_PREFIX: &str = "PGBACKREST_";
 

@@ -60,6 +60,13 @@ impl Version {
         self.at_least(2, 59)
     }
 
+    /// Whether a PostgreSQL works with this version, by its `server_version`, such as
+    /// `15.18 (Debian 15.18-0+deb12u1)`; `None` where that is not known.
+    pub fn supports_server(&self, server_version: &str) -> Option<bool> {
+        let major = server_version.split(|c: char| !c.is_ascii_digit()).next()?;
+        self.supports_postgres(major.parse().ok()?)
+    }
+
     /// Whether PostgreSQL `major` (10, 17; 9 for all of 9.x) works with this version.
     ///
     /// `None` where design/pgbackrest.md does not say: versions before 2.45, PostgreSQL 9 (it

@@ -13,13 +13,13 @@ use tokio::time::{Instant, sleep};
 
 use super::{Command, Origin, View, ticker, world};
 use crate::clock;
+use crate::domain::BackupType;
 use crate::domain::JobId;
 use crate::domain::job::{
-    BackupOptions, BackupSpec, ExpireSpec, Job, JobSpec, OnConflict, Outcome, Trigger, VerifySpec,
+    BackupSpec, ExpireSpec, Job, JobSpec, OnConflict, Outcome, Trigger, VerifySpec,
 };
 use crate::domain::schedule::run::{Next, Run, State, Step, Told, Verdict};
 use crate::domain::schedule::{Schedule, ScheduleKind, ScheduleName};
-use crate::domain::{Annotations, BackupType};
 use crate::jobs::{Context, Denied, JobsHandle, Submission};
 use crate::pulse::Pulse;
 use crate::store::{Missed, StoreError, StoredSchedule};
@@ -99,7 +99,8 @@ impl Scheduler {
     /// Until something may be due.
     fn nap(&self) -> Duration {
         let now = clock::now();
-        let wakes = self.entries.values().filter_map(|e| e.state.wakes_at(&e.schedule)).min();
+        let open = self.entries.values().filter(|entry| !entry.was_refused());
+        let wakes = open.filter_map(|entry| entry.state.wakes_at(&entry.schedule)).min();
         let left = wakes.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
         left.unwrap_or(BEAT).clamp(Duration::from_millis(5), BEAT)
     }
@@ -110,7 +111,9 @@ impl Scheduler {
         let mut all: Vec<(Schedule, Origin, u32)> =
             fixed.into_iter().map(|(schedule, origin)| (schedule, origin, 0)).collect();
         let mut unreadable = Vec::new();
-        match self.context.store.schedules().await {
+        let stored = self.context.store.schedules().await;
+        let is_read = stored.is_ok();
+        match stored {
             Ok((stored, bad)) => {
                 unreadable = bad;
                 for StoredSchedule { schedule, version } in stored {
@@ -132,8 +135,11 @@ impl Scheduler {
         for (name, why) in &unreadable {
             tracing::error!(schedule = %name, "schedule {name} does not run: {why}");
         }
-        let names = all.iter().map(|(schedule, ..)| schedule.name.clone()).collect();
-        if let Err(error) = self.context.store.keep_schedule_states(names).await {
+        // Of what cannot be read now it is kept: it may be read by the next start.
+        let mut names: Vec<String> =
+            all.iter().map(|(schedule, ..)| schedule.name.to_string()).collect();
+        names.extend(unreadable.iter().map(|(name, _)| name.clone()));
+        if is_read && let Err(error) = self.context.store.keep_schedule_states(names).await {
             tracing::warn!("old schedules are not forgotten: {}", chain(&error));
         }
         for (schedule, origin, version) in all {
@@ -192,7 +198,7 @@ impl Scheduler {
         let names: Vec<ScheduleName> = self.entries.keys().cloned().collect();
         for name in names {
             let Some(entry) = self.entries.get(&name) else { continue };
-            if entry.refused_at.is_some_and(|at| at.elapsed() < ASK_AGAIN) {
+            if entry.was_refused() {
                 continue;
             }
             let now = clock::now();
@@ -378,6 +384,11 @@ impl Scheduler {
 }
 
 impl Entry {
+    /// Whether its job was not accepted a moment ago.
+    fn was_refused(&self) -> bool {
+        self.refused_at.is_some_and(|at| at.elapsed() < ASK_AGAIN)
+    }
+
     fn view(&self) -> View {
         let next = self.schedule.next_due(self.state.decided).filter(|_| !self.state.paused);
         View {
@@ -409,13 +420,8 @@ fn key(entry: &Entry) -> String {
 fn spec(schedule: &Schedule) -> JobSpec {
     let (stanza, repo) = (schedule.stanza.clone(), schedule.repo);
     let backup = |backup_type| {
-        JobSpec::Backup(BackupSpec {
-            stanza: schedule.stanza.clone(),
-            repo,
-            backup_type,
-            annotations: Annotations::default(),
-            options: BackupOptions::default(),
-        })
+        let plain = BackupSpec::plain(schedule.stanza.clone(), backup_type);
+        JobSpec::Backup(BackupSpec { repo, ..plain })
     };
     match schedule.kind {
         ScheduleKind::Full => backup(BackupType::Full),

@@ -67,10 +67,9 @@ impl Store {
 
     /// Forgets where schedules stood that there are not any more: when one comes back, what it did
     /// not do meanwhile was not missed.
-    pub async fn keep_schedule_states(&self, names: Vec<ScheduleName>) -> Result<(), StoreError> {
+    pub async fn keep_schedule_states(&self, names: Vec<String>) -> Result<(), StoreError> {
         self.write(move |connection| {
             let failed = during("forget where schedules stood");
-            let names: Vec<&str> = names.iter().map(ScheduleName::as_str).collect();
             connection
                 .execute(
                     "DELETE FROM schedule_states WHERE name NOT IN (SELECT value FROM \

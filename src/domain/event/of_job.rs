@@ -198,7 +198,7 @@ mod tests {
 
     use super::super::super::BackupType;
     use super::super::super::job::{
-        BackupOptions, BackupSpec, ExpireSpec, JobEvent, JobId, RestoreSpec, VerifySpec,
+        BackupSpec, ExpireSpec, JobEvent, JobId, RestoreSpec, VerifySpec,
     };
     use super::super::super::recovery::RecoveryTarget;
     use super::super::Severity;
@@ -225,13 +225,7 @@ mod tests {
 
     fn specs() -> [JobSpec; 6] {
         let stanza = || "main".parse().unwrap();
-        let backup = BackupSpec {
-            stanza: stanza(),
-            repo: None,
-            backup_type: BackupType::Full,
-            annotations: super::super::super::Annotations::default(),
-            options: BackupOptions::default(),
-        };
+        let backup = BackupSpec::plain(stanza(), BackupType::Full);
         [
             JobSpec::Backup(backup),
             JobSpec::Restore(RestoreSpec::new(stanza(), RecoveryTarget::Latest)),

@@ -24,12 +24,16 @@ pub(super) fn all(facts: &Facts, thresholds: &Thresholds, now: Timestamp) -> Vec
         backups(facts, thresholds, now, &mut checks);
     }
     checks.extend(facts.disks.iter().map(|disk| disk_space(disk, thresholds)));
-    if facts.disk_hangs {
-        checks.push(fail(
+    match facts.disk_hangs {
+        Some(true) => checks.push(fail(
             CheckId::DiskSpace,
             "a file system of PGDATA, state_dir or the repository does not answer".to_owned(),
             "Is a network file system away? Look at the system's log.",
-        ));
+        )),
+        Some(false) => {
+            checks.push(pass(CheckId::DiskSpace, "every file system answers".to_owned()));
+        }
+        None => {}
     }
     match &facts.supported {
         Some(Ok(())) => {

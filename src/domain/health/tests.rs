@@ -159,7 +159,7 @@ fn a_backup_that_is_under_way_is_waited_for() {
     let overdue = Some("the run of 2026-11-20T02:00:00Z waits".to_owned());
     let schedules = vec![ScheduleFacts { overdue, ..schedule(None) }];
     assert_eq!(worst(&judge(&Facts { schedules, ..well() })), Warn);
-    assert_eq!(worst(&judge(&Facts { disk_hangs: true, ..well() })), Fail);
+    assert_eq!(worst(&judge(&Facts { disk_hangs: Some(true), ..well() })), Fail);
 }
 
 #[test]

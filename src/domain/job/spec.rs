@@ -91,6 +91,19 @@ fn promote() -> OnReached {
     OnReached::Promote
 }
 
+impl BackupSpec {
+    /// A backup to pgBackRest's first repository, as it is configured.
+    pub fn plain(stanza: StanzaName, backup_type: BackupType) -> Self {
+        Self {
+            stanza,
+            repo: None,
+            backup_type,
+            annotations: Annotations::default(),
+            options: BackupOptions::default(),
+        }
+    }
+}
+
 impl RestoreSpec {
     /// A restore of everything, without a plan yet.
     pub fn new(stanza: StanzaName, target: RecoveryTarget) -> Self {

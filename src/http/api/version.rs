@@ -31,15 +31,12 @@ pub(in crate::http) struct Versions {
 ))]
 pub(in crate::http) async fn show(State(state): State<AppState>) -> Json<Versions> {
     let postgresql = state.postgres.status().version;
-    let major = postgresql
-        .as_deref()
-        .and_then(|text| text.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u16>().ok());
     let pgbackrest = state.pgbackrest.as_ref();
     Json(Versions {
         headrest: env!("CARGO_PKG_VERSION"),
         supported: pgbackrest
-            .zip(major)
-            .and_then(|(version, major)| version.supports_postgres(major)),
+            .zip(postgresql.as_deref())
+            .and_then(|(version, server)| version.supports_server(server)),
         pgbackrest: pgbackrest.map(ToString::to_string),
         postgresql,
     })

@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Redirect, Response};
 use serde::Deserialize;
 
 use super::html;
-use crate::domain::job::{BackupOptions, BackupSpec, JobSpec, OnConflict, Trigger};
-use crate::domain::{Annotations, BackupType};
+use crate::domain::BackupType;
+use crate::domain::job::{BackupSpec, JobSpec, OnConflict, Trigger};
 use crate::http::auth::{COOKIE, Caller, LoginError, Via, same};
 use crate::http::extract::{find_stanza, read_body};
 use crate::http::middleware::guard::cookie;
@@ -45,13 +45,7 @@ pub(in crate::http) async fn back_up(
     let backup_type = form.r#type.parse::<BackupType>();
     let backup_type = backup_type.map_err(|error| Problem::field("type", error.to_string()))?;
     let submission = Submission {
-        spec: JobSpec::Backup(BackupSpec {
-            stanza,
-            repo: None,
-            backup_type,
-            annotations: Annotations::default(),
-            options: BackupOptions::default(),
-        }),
+        spec: JobSpec::Backup(BackupSpec::plain(stanza, backup_type)),
         trigger: Trigger::Dashboard,
         by: caller.by.to_owned(),
         on_conflict: OnConflict::Refuse,

@@ -2,9 +2,9 @@
 
 use super::super::worker::{Ended, problem};
 use super::{Run, Stop};
-use crate::domain::job::{BackupOptions, BackupSpec, JobResult, JobSpec, Outcome, RestoreSpec};
+use crate::domain::BackupType;
+use crate::domain::job::{BackupSpec, JobResult, JobSpec, Outcome, RestoreSpec};
 use crate::domain::restore::Phase;
-use crate::domain::{Annotations, BackupType};
 use crate::postgres::pgdata::{self, Content};
 use crate::postgres::supervisor::{Actor, Order, Status};
 
@@ -86,11 +86,5 @@ impl Run<'_> {
 }
 
 fn full_backup_of(spec: &RestoreSpec) -> JobSpec {
-    JobSpec::Backup(BackupSpec {
-        stanza: spec.stanza.clone(),
-        repo: None,
-        backup_type: BackupType::Full,
-        annotations: Annotations::default(),
-        options: BackupOptions::default(),
-    })
+    JobSpec::Backup(BackupSpec::plain(spec.stanza.clone(), BackupType::Full))
 }
