@@ -205,7 +205,7 @@ impl SchedulerHandle {
         self.ask(|reply| Command::Pause(name, paused, by.to_owned(), reply)).await
     }
 
-    /// Does now what a schedule would do; its moments stay as they are.
+    /// Does now what a schedule would do, as soon as the lane is free.
     pub async fn run_now(&self, name: ScheduleName, by: &str) -> Result<Job, ScheduleError> {
         self.ask(|reply| Command::Run(name, by.to_owned(), reply)).await
     }

@@ -17,7 +17,9 @@ use crate::domain::StanzaName;
 use crate::domain::health::conditions::{
     ARCHIVING, Before, ConditionName, State, conditions, event_of,
 };
-use crate::domain::health::{FIRST_BACKUP, Facts, Level, ScheduleFacts, TargetFacts, Thresholds};
+use crate::domain::health::{
+    FIRST_BACKUP, Facts, Level, ScheduleFacts, TargetFacts, Thresholds, Up,
+};
 use crate::metrics::NextRun;
 use crate::pulse::Pulse;
 use crate::store::Condition;
@@ -130,6 +132,12 @@ impl Monitor {
             let mut facts =
                 facts::gather(&self.parts, &stanza, found.as_ref(), memory, self.since, now).await;
             facts.targets = targets.take().unwrap_or_default();
+            if self.takes_writes_again(&stanza, &facts)
+                && let Some(kick) = self.kicks.get(&stanza)
+            {
+                // What its archive is like can be seen again.
+                kick.notify_one();
+            }
             let checks = facts.judge(&self.thresholds, now);
             for check in &checks {
                 levels.push((check.key.to_string(), stanza.to_string(), check.level));
@@ -153,6 +161,14 @@ impl Monitor {
             }
             changed
         });
+    }
+
+    /// Whether the server takes writes, and did not at the last look.
+    fn takes_writes_again(&self, stanza: &StanzaName, facts: &Facts) -> bool {
+        let writes =
+            |facts: &Facts| facts.server.as_ref().is_some_and(|server| server.up == Up::Writes);
+        let before = self.publish.borrow();
+        writes(facts) && !before.get(stanza).is_some_and(writes)
     }
 
     /// Tells of what has changed. What is not known now stays what it was.

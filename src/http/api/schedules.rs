@@ -172,7 +172,8 @@ pub(in crate::http) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Does now what the schedule would do. Its moments stay as they are.
+/// Does now what the schedule would do, as soon as the stanza's lane is free. Its moments stay as they
+/// are, but for those that come while it runs: they are coalesced with it.
 #[utoipa::path(post, path = "/schedules/{name}/run", tag = "schedules", params(("name" = String, Path, example = "weekly-full")), responses(
     (status = 202, description = "the job", body = JobView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),

@@ -117,7 +117,8 @@ impl Scheduler {
             spec: spec(&entry.schedule),
             trigger: Trigger::Schedule(name.to_string()),
             by: by.to_owned(),
-            on_conflict: OnConflict::Refuse,
+            // As at its moment.
+            on_conflict: OnConflict::Queue,
             idempotency_key: None,
             tried_again: false,
         };
