@@ -13,8 +13,9 @@
 //! - pins, and backups that a restore works with.
 //! - always: the newest backup and the newest full.
 //!
-//! What is known to be damaged fills no period, no count, and is not the newest full as long as
-//! there is a good one; otherwise neighbours that are good would go for it.
+//! Each rule is asked twice: of all backups, and of those that are not known to be damaged. What
+//! either answer keeps stays. So nothing that is good goes for something that is damaged, and what is
+//! damaged, which may be all there is of a day, goes no sooner than it would if it were good.
 //!
 //! What is kept keeps every backup that it needs. A backup goes only if something is configured
 //! that limits the backups at all, and no rule keeps it.
@@ -137,7 +138,7 @@ pub struct Held {
     pub needs: Vec<BackupLabel>,
     /// Bytes that it alone takes in the repository.
     pub own_bytes: Option<u64>,
-    /// It is known to be damaged: it stands for no period, and no count counts it.
+    /// It is known to be damaged: nothing that is good goes for it.
     pub bad: bool,
 }
 
@@ -163,7 +164,7 @@ pub enum Reason {
     Newest,
     /// It is the newest that is not damaged, but not the newest.
     NewestGood,
-    /// It is the newest full, of those that are not damaged if there is one.
+    /// It is the newest full, of all or of those that are not damaged.
     NewestFull,
     /// It is the newest of a period.
     Period(Period, String),
@@ -301,7 +302,11 @@ fn age(backup: &Held) -> (Option<Timestamp>, &BackupLabel) {
 fn plan_repo(repo: RepoKey, own: &[&Held], rules: &Rules, now: Timestamp) -> RepoPlan {
     let counts = rules.counts.get(&repo).copied().unwrap_or_default();
     let mut reasons: Vec<Vec<Reason>> = vec![Vec::new(); own.len()];
-    let mut keep = |at: usize, reason: Reason| reasons[at].push(reason);
+    let mut keep = |at: usize, reason: Reason| {
+        if !reasons[at].contains(&reason) {
+            reasons[at].push(reason);
+        }
+    };
 
     let last = |wanted: &dyn Fn(&Held) -> bool| own.iter().rposition(|backup| wanted(backup));
     let newest = last(&|_| true);
@@ -311,18 +316,26 @@ fn plan_repo(repo: RepoKey, own: &[&Held], rules: &Rules, now: Timestamp) -> Rep
     if let Some(at) = last(&|backup| !backup.bad).filter(|at| Some(*at) != newest) {
         keep(at, Reason::NewestGood);
     }
-    // What is damaged is better than nothing.
-    if let Some(at) = last(&|backup| is_full(backup) && !backup.bad).or_else(|| last(&is_full)) {
+    for at in [last(&is_full), last(&|backup| is_full(backup) && !backup.bad)].into_iter().flatten()
+    {
         keep(at, Reason::NewestFull);
     }
-    for period in Period::ALL {
-        for (at, name) in newest_of_each(own, *period, rules) {
-            keep(at, Reason::Period(*period, name));
+    let all: Vec<usize> = (0..own.len()).collect();
+    let good: Vec<usize> = all.iter().copied().filter(|at| !own[*at].bad).collect();
+    let mut unlimited = None;
+    for places in [&all, &good] {
+        let some: Vec<&Held> = places.iter().map(|at| own[*at]).collect();
+        for period in Period::ALL {
+            for (at, name) in newest_of_each(&some, *period, rules) {
+                keep(places[at], Reason::Period(*period, name));
+            }
         }
-    }
-    let by_counts = counts::decide(own, counts, now);
-    for at in by_counts.kept {
-        keep(at, Reason::Counts);
+        let by_counts = counts::decide(&some, counts, now);
+        for at in by_counts.kept {
+            keep(places[at], Reason::Counts);
+        }
+        // Of all: what is damaged is no less unlimited.
+        unlimited.get_or_insert(by_counts.unlimited);
     }
     for (at, backup) in own.iter().enumerate() {
         if rules.pins.contains(&backup.label) {
@@ -342,7 +355,7 @@ fn plan_repo(repo: RepoKey, own: &[&Held], rules: &Rules, now: Timestamp) -> Rep
         (false, false) => None,
     };
     if !rules.policy.is_set() {
-        for at in by_counts.unlimited {
+        for at in unlimited.into_iter().flatten() {
             if reasons[at].is_empty() {
                 reasons[at].push(Reason::NoLimit);
             }
@@ -378,7 +391,7 @@ fn newest_of_each(own: &[&Held], period: Period, rules: &Rules) -> Vec<(usize, S
         if found.len() >= wanted {
             break;
         }
-        let Some(stopped_at) = backup.stopped_at.filter(|_| !backup.bad) else { continue };
+        let Some(stopped_at) = backup.stopped_at else { continue };
         let name = name_of(period, stopped_at, &rules.timezone);
         // From new to old: what belongs to a period that has one already is not its newest.
         if found.last().is_none_or(|(_, last)| *last != name) {

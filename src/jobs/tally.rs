@@ -38,8 +38,8 @@ pub async fn follow(
 ) {
     let mut last = counted.last_event;
     loop {
-        events.borrow_and_update();
-        if let Err(error) = news(&store, &metrics, &mut last).await {
+        let stored = *events.borrow_and_update();
+        if let Err(error) = news(&store, &metrics, &mut last, stored).await {
             // The next event leads here again, and nothing was passed over.
             tracing::warn!("jobs are not counted: {}", crate::telemetry::chain(&error));
         }
@@ -49,17 +49,31 @@ pub async fn follow(
     }
 }
 
-async fn news(store: &Store, metrics: &Metrics, last: &mut i64) -> Result<(), StoreError> {
+async fn news(
+    store: &Store,
+    metrics: &Metrics,
+    last: &mut i64,
+    stored: i64,
+) -> Result<(), StoreError> {
     loop {
         let events = store.events(None, *last, Some("state"), BATCH).await?;
         if events.is_empty() {
+            // Lines of logs are not read over and over.
+            *last = stored.max(*last);
             return Ok(());
         }
         for event in events {
-            if ends_a_job(&event.text)
-                && let Some(end) = store.job(event.job).await?.as_ref().and_then(end)
-            {
-                metrics.job_ended(end);
+            if ends_a_job(&event.text) {
+                match store.job(event.job).await {
+                    Ok(job) => job.as_ref().and_then(end).into_iter().for_each(|end| {
+                        metrics.job_ended(end);
+                    }),
+                    // One that cannot be read must not end the counting of the others.
+                    Err(error @ StoreError::Unreadable { .. }) => {
+                        tracing::warn!("a job is not counted: {}", crate::telemetry::chain(&error));
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             *last = event.id;
         }

@@ -59,17 +59,29 @@ pub(super) async fn run(
         return Ended::failed(problem("stanza-not-created", message, &[]));
     }
     let mut found = Findings::default();
-    for repo in repos {
-        match report(context, spec, repo, recorder, cancel).await {
-            Ok(report) => found.add(spec, repo, &seen, &report),
-            Err(ended) => return ended,
+    let mut stopped = None;
+    for repo in &repos {
+        match report(context, spec, *repo, recorder, cancel).await {
+            Ok(report) => found.add(spec, *repo, &seen, &report),
+            // What was found in another one is still true.
+            Err(ended) => stopped = stopped.or(Some((*repo, ended))),
+        }
+        if cancel.is_cancelled() || context.shutdown.is_cancelled() {
+            break;
         }
     }
-    match plans::look_now(context, &spec.stanza).await {
-        Ok(look) => {
-            let ground = gather(context, &spec.stanza, Freshness::Within(FRESH_ENOUGH)).await;
-            found.add_gaps(spec, &seen, &look, ground.as_ref().ok());
+    if let Some((repo, ended)) = stopped {
+        if found.error_count == 0 {
+            return ended;
         }
+        let why = ended.error.map_or_else(|| "it ended early".to_owned(), |error| error.message);
+        found.error(format!("repository {repo} was not verified: {why}"));
+    }
+    match plans::look_now(context, &spec.stanza).await {
+        Ok(look) => match gather(context, &spec.stanza, Freshness::Within(FRESH_ENOUGH)).await {
+            Ok(ground) => found.add_gaps(spec, &seen, &look, &repos, &ground),
+            Err(error) => found.error(format!("what retention keeps cannot be told: {error}")),
+        },
         Err(error) => found.error(format!("the WAL archive cannot be listed: {error}")),
     }
     finish(context, spec, found, recorder).await
@@ -122,8 +134,8 @@ struct Findings {
     backups: u64,
     files: u64,
     segments: u64,
-    /// The backups that were looked at, and whether each is good.
-    verdicts: Vec<(RepoKey, BackupLabel, bool)>,
+    /// The backups that were looked at, and whether each is good; nothing when that was not seen.
+    verdicts: Vec<(RepoKey, BackupLabel, Option<bool>)>,
 }
 
 impl Findings {
@@ -168,8 +180,7 @@ impl Findings {
             }
             self.backups += 1;
             self.files += told.map_or(0, |told| told.checked);
-            let good = told.is_some_and(BackupReport::is_valid);
-            self.verdicts.push((repo, label.clone(), good));
+            self.verdicts.push((repo, label.clone(), told.and_then(BackupReport::verdict)));
         }
         let told = self.error_count > before || !files.is_empty();
         match report.status {
@@ -190,14 +201,22 @@ impl Findings {
         spec: &VerifySpec,
         seen: &Observation,
         look: &Look,
-        ground: Option<&Ground>,
+        repos: &[RepoKey],
+        ground: &Ground,
     ) {
+        let own = |repo: RepoKey| look.ground.catalogue.sets.iter().any(|set| set.repo == repo);
+        for repo in repos {
+            // The others are looked at all the same, so that is no error there.
+            if own(*repo) && !look.ground.archives.contains_key(repo) {
+                self.error(format!("repository {repo}: the WAL archive cannot be listed"));
+            }
+        }
         let size = look.ground.catalogue.segment_size;
         let backups = seen.stanza.backups.iter();
         let mut verdicts = std::mem::take(&mut self.verdicts);
         for backup in backups {
             let repo = backup.repo_key.unwrap_or(RepoKey::FIRST);
-            let is_it = |(r, label, _): &&mut (RepoKey, BackupLabel, bool)| {
+            let is_it = |(r, label, _): &&mut (RepoKey, BackupLabel, Option<bool>)| {
                 *r == repo && *label == backup.label
             };
             let Some(verdict) = verdicts.iter_mut().find(is_it) else { continue };
@@ -206,7 +225,7 @@ impl Findings {
             let ours = sets.iter().any(|set| set.label == backup.label && set.repo == repo);
             let Some(archive) = look.ground.archives.get(&repo).filter(|_| ours) else { continue };
             for missing in missing_of(backup, &archive.segments, size) {
-                verdict.2 = false;
+                verdict.2 = Some(false);
                 self.gaps.push(format!(
                     "repository {repo}: WAL segment {missing} is missing, which backup {} needs to \
                      become consistent",
@@ -225,7 +244,7 @@ impl Findings {
             if !current || spec.repo.is_some_and(|repo| repo != window.repo) {
                 continue;
             }
-            let kept_from = ground.and_then(|ground| kept_from(ground, seen, window.repo, size));
+            let kept_from = kept_from(ground, seen, window.repo, size);
             for gap in &window.gaps {
                 let line = format!("repository {}: {gap}", window.repo);
                 let is_expired = kept_from.is_some_and(|from| gap.last.number() < from.number());
@@ -308,6 +327,8 @@ async fn finish(
 ) -> Ended {
     let at = clock::now();
     let verified = found.verdicts.into_iter();
+    // What could not be seen is no verdict: a backup that counts as damaged may go.
+    let verified = verified.filter_map(|(repo, label, good)| Some((repo, label, good?)));
     let verified = verified.map(|(repo, label, good)| (repo, label, Verified { at, good }));
     if let Err(error) = context.store.set_verified(spec.stanza.clone(), verified.collect()).await {
         tracing::warn!("{}", crate::telemetry::chain(&error));
@@ -335,7 +356,7 @@ async fn finish(
                 message.push_str(&named(&found.gaps));
             }
             let hint = "Take a full backup now, and find out what happened to the repository's \
-                        storage. Expire what is damaged once the new backup is verified.";
+                        storage. What is damaged goes in its time; no good backup goes for it.";
             Some(problem("verify-errors", message, &[hint]))
         }
     };

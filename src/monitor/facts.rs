@@ -18,7 +18,7 @@ use crate::postgres::client::{ArchiveSettings, Connection};
 use crate::postgres::state::ServerState;
 use crate::postgres::supervisor::{Archiving, Making, Status};
 use crate::scheduler::View;
-use crate::store::JobFilter;
+use crate::store::{JobFilter, StoreError};
 use crate::telemetry::chain;
 
 /// The codes with which a verification says that something is not whole.
@@ -95,11 +95,13 @@ pub(super) async fn gather(
     }));
     // It changes only when a job does.
     let event = *parts.jobs.events().borrow();
-    facts.verified = match memory.verified.take() {
-        Some((of, known)) if of == event => known,
-        Some(_) | None => verified(parts, stanza).await,
-    };
-    memory.verified = Some((event, facts.verified.clone()));
+    if memory.verified.as_ref().is_none_or(|(of, _)| *of != event) {
+        match verified(parts, stanza).await {
+            Ok(verified) => memory.verified = Some((event, verified)),
+            Err(error) => tracing::warn!("what was verified is not known: {}", chain(&error)),
+        }
+    }
+    facts.verified = memory.verified.as_ref().and_then(|(_, verified)| verified.clone());
     let Some(side) = side else { return facts };
     facts.not_backed_up = match side.archiving {
         Archiving::Ours => None,
@@ -110,6 +112,7 @@ pub(super) async fn gather(
     };
     let status = context.postgres.status();
     let (seen, hangs) = memory.machine.look(side).await;
+    parts.gauges.set_wal_ready(stanza, seen.as_ref().map(|seen| seen.ready));
     let archiving = if status.takes_writes() {
         archiving(parts, side, &status, seen.as_ref(), memory, now).await
     } else {
@@ -159,15 +162,15 @@ pub(super) async fn targets(parts: &Parts) -> Option<(Vec<TargetFacts>, Vec<Noti
 }
 
 /// What the newest verification that came to its end found.
-async fn verified(parts: &Parts, stanza: &StanzaName) -> Verified {
+async fn verified(parts: &Parts, stanza: &StanzaName) -> Result<Verified, StoreError> {
     let filter = JobFilter {
         kind: Some(JobKind::Verify),
         stanza: Some(stanza.clone()),
         limit: 50,
         ..JobFilter::default()
     };
-    let jobs = parts.context.store.jobs(filter).await.ok()?;
-    jobs.into_iter().find_map(|job| {
+    let jobs = parts.context.store.jobs(filter).await?;
+    Ok(jobs.into_iter().find_map(|job| {
         let at = job.finished_at?;
         match (job.state, &job.spec, job.error) {
             // Only who looked at everything can say that everything is whole.
@@ -180,7 +183,7 @@ async fn verified(parts: &Parts, stanza: &StanzaName) -> Verified {
             }
             _ => None,
         }
-    })
+    }))
 }
 
 /// Since when a schedule's run is due and does not come, or does not end, and why.
@@ -249,7 +252,6 @@ async fn archiving(
     };
     let ours = archive_command(&parts.context.tool.binary.display().to_string(), &side.stanza);
     let ready = seen?.ready;
-    parts.gauges.set_wal_ready(&side.stanza, Some(ready));
     Some(ArchivingFacts {
         enabled: settings.enabled,
         foreign_command: Some(settings.command).filter(|live| *live != ours),

@@ -97,7 +97,10 @@ impl Looker {
     async fn look(&self, wanted: bool) -> Found {
         let began = Instant::now();
         let found = |failed, wal, gaps_in| Found { began, failed, is_unsure: false, wal, gaps_in };
-        let failed = |why: String| found(Some(why), None, BTreeSet::new());
+        let failed = |why: String| {
+            self.forget_gauges();
+            found(Some(why), None, BTreeSet::new())
+        };
         let seconds = PATIENCE.as_secs();
         // Who looked meanwhile looked for us, too.
         let recent = Freshness::Within(self.interval.min(Duration::from_secs(5)));
@@ -114,17 +117,23 @@ impl Looker {
         };
         let (wal, gaps_in) = match timeout(PATIENCE, self.wal()).await {
             Ok(Some((wal, gaps_in))) => (Some(wal), gaps_in),
-            // What is not known now is not told as if it were.
             Ok(None) => {
-                for repo in &seen.stanza.repos {
-                    self.parts.gauges.set_wal_gap(&self.stanza, repo.key, None);
-                }
+                self.forget_gauges();
                 (None, BTreeSet::new())
             }
             Err(_) => return failed(format!("the archive cannot be listed within {seconds} s")),
         };
         let began = began.checked_sub(seen.age()).unwrap_or(began);
         Found { began, failed: None, is_unsure: false, wal, gaps_in }
+    }
+
+    /// What is not known now is not told as if it were.
+    fn forget_gauges(&self) {
+        let seen = self.parts.context.catalog.last(&self.stanza).and_then(Result::ok);
+        for repo in seen.iter().flat_map(|seen| &seen.stanza.repos) {
+            self.parts.gauges.set_wal_gap(&self.stanza, repo.key, None);
+            self.parts.gauges.set_recovery_window(&self.stanza, repo.key, None);
+        }
     }
 
     /// The archive of a server that takes writes, compared with it.

@@ -71,6 +71,17 @@ impl BackupReport {
     pub fn is_valid(&self) -> bool {
         self.status == "valid" && self.bad.total() == 0
     }
+
+    /// Whether it is good, or damaged; nothing when that was not seen: files that could not be read
+    /// may be good.
+    pub fn verdict(&self) -> Option<bool> {
+        let damaged = self.bad.missing + self.bad.checksum + self.bad.size > 0;
+        match self.status.as_str() {
+            "manifest missing" => Some(false),
+            _ if damaged => Some(false),
+            _ => self.is_valid().then_some(true),
+        }
+    }
 }
 
 /// Everything that was said.

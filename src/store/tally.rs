@@ -37,14 +37,16 @@ impl Store {
             let mut rows = statement.query([]).map_err(&failed)?;
             let mut jobs = Vec::new();
             while let Some(row) = rows.next().map_err(&failed)? {
-                let Some(outcome) = parsed::<JobState>(row, "state")?.outcome() else { continue };
+                // What a later version wrote is not counted; it must not keep this one from starting.
+                let (Ok(state), Ok(kind)) =
+                    (parsed::<JobState>(row, "state"), parsed::<JobKind>(row, "kind"))
+                else {
+                    continue;
+                };
+                let Some(outcome) = state.outcome() else { continue };
                 let took: Option<i64> = column(row, "took")?;
                 let took = took.and_then(|micros| u64::try_from(micros).ok());
-                jobs.push(EndedJob {
-                    kind: parsed(row, "kind")?,
-                    outcome,
-                    took: took.map(Duration::from_micros),
-                });
+                jobs.push(EndedJob { kind, outcome, took: took.map(Duration::from_micros) });
             }
             Ok((jobs, last))
         })

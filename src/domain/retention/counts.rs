@@ -19,9 +19,7 @@ pub(super) struct Decided {
 
 /// `own` is oldest first.
 pub(super) fn decide(own: &[&Held], counts: Counts, now: Timestamp) -> Decided {
-    // What is damaged is not counted; what builds upon it may be good.
-    let all_fulls = own.iter().rev().filter(|backup| is_full(backup)).copied();
-    let fulls: Vec<&Held> = all_fulls.clone().filter(|full| !full.bad).collect();
+    let fulls: Vec<&Held> = own.iter().rev().filter(|backup| is_full(backup)).copied().collect();
     let kept = match counts.full {
         None => fulls.len(),
         Some(FullRetention::Count(count)) => count as usize,
@@ -34,16 +32,15 @@ pub(super) fn decide(own: &[&Held], counts: Counts, now: Timestamp) -> Decided {
             fulls.iter().position(older).map_or(fulls.len(), |at| at + 1)
         }
     };
-    let oldest = fulls.get(kept.saturating_sub(1)).copied();
-    let kept = all_fulls.filter(|full| oldest.is_none_or(|oldest| age(full) >= age(oldest)));
-    let kept: BTreeSet<&BackupLabel> = kept.map(|full| &full.label).collect();
+    // One at least.
+    let kept: BTreeSet<&BackupLabel> =
+        fulls.iter().take(kept.max(1)).map(|full| &full.label).collect();
     let is_fresh = |backup: &Held| kept.contains(&backup.label.full_label());
 
     // Of the diffs beyond their count each goes with what builds upon it; an incr directly upon a
     // full stays. A full counts as a diff, too.
     let kind = |backup: &Held| backup.label.backup_type();
-    let mut diffs =
-        own.iter().rev().filter(|b| kind(b) != BackupType::Incr && is_fresh(b) && !b.bad);
+    let mut diffs = own.iter().rev().filter(|b| kind(b) != BackupType::Incr && is_fresh(b));
     let cut = counts.diff.and_then(|count| diffs.nth((count as usize).saturating_sub(1)));
     let dependants = dependants(own);
     let mut beyond: BTreeSet<BackupLabel> = BTreeSet::new();
@@ -61,15 +58,13 @@ pub(super) fn decide(own: &[&Held], counts: Counts, now: Timestamp) -> Decided {
     };
     match counts.full {
         Some(_) => Decided {
-            kept: places(&|backup| {
-                is_fresh(backup) && !beyond.contains(&backup.label) && !backup.bad
-            }),
+            kept: places(&|backup| is_fresh(backup) && !beyond.contains(&backup.label)),
             unlimited: Vec::new(),
         },
         // Without a count of fulls nothing but diffs is limited.
         None => Decided {
             kept: places(&|backup| {
-                within.contains(&backup.label) && !beyond.contains(&backup.label) && !backup.bad
+                within.contains(&backup.label) && !beyond.contains(&backup.label)
             }),
             unlimited: places(&|backup| !beyond.contains(&backup.label)),
         },

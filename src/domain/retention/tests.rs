@@ -131,19 +131,18 @@ fn what_is_damaged_counts_for_nothing() {
     let mut backups = history(&days);
     let daily = |n: u32| rules(Policy { daily: Some(n), ..Policy::default() });
     let two = counted(Some(FullRetention::Count(2)), None);
-    let days = counted(Some(FullRetention::Days(27)), None);
     assert_eq!(kept(&backups, &daily(2)), [3, 4]);
     for bad in [2, 3] {
         backups[bad].bad = true;
     }
-    assert_eq!(kept(&backups, &daily(2)), [1, 4]);
-    assert_eq!(kept(&backups, &two), [1, 4]);
-    assert_eq!(kept(&backups, &days), [1, 4], "the newest that is older is the third");
+    // As if they were good, and as if they were not there.
+    assert_eq!(kept(&backups, &daily(2)), [1, 3, 4]);
+    assert_eq!(kept(&backups, &two), [1, 3, 4]);
     backups[4].bad = true;
     assert_eq!(kept(&backups, &daily(1)), [1, 4]);
-    assert_eq!(kept(&backups, &two), [0, 1, 4]);
+    assert_eq!(kept(&backups, &two), [0, 1, 3, 4]);
     let told = plan(&backups, &daily(1), at(NOW)).remove(0);
-    assert_eq!(told.verdicts[4].reasons, [Reason::Newest]);
+    assert_eq!(told.verdicts[4].reasons[..2], [Reason::Newest, Reason::NewestFull]);
     assert_eq!(told.verdicts[1].reasons[..2], [Reason::NewestGood, Reason::NewestFull]);
     assert_eq!(told.wal_from.as_ref(), Some(&backups[1].label));
     // A pin keeps it nevertheless, and the last good one cannot be removed by name.
@@ -156,7 +155,7 @@ fn what_is_damaged_counts_for_nothing() {
     assert!(remove(0).is_ok() && remove(4).is_ok());
     // With nothing that is good the newest stays.
     backups[1].bad = true;
-    assert_eq!(kept(&backups, &two), [4]);
+    assert_eq!(kept(&backups, &two), [3, 4]);
 }
 
 #[test]
@@ -167,8 +166,9 @@ fn what_builds_upon_a_damaged_full_keeps_it() {
     backups[1].bad = true;
     let two = counted(Some(FullRetention::Count(2)), None);
     assert_eq!(kept(&backups, &two), [0, 1, 2, 3, 4]);
+    // And with it the one before, which is good.
     backups[2].bad = true;
-    assert_eq!(kept(&backups, &two), [0, 3, 4]);
+    assert_eq!(kept(&backups, &two), [0, 1, 2, 3, 4]);
 }
 
 #[test]
@@ -321,8 +321,8 @@ fn model(backups: &[Held], rules: &Rules) -> BTreeSet<BackupLabel> {
     let is_full = |b: &Held| !b.label.as_str().contains('_');
     kept.extend(newest(&|_| true).map(|b| b.label.clone()));
     kept.extend(newest(&|b: &Held| !b.bad).map(|b| b.label.clone()));
-    let good_full = newest(&|b: &Held| is_full(b) && !b.bad);
-    kept.extend(good_full.or_else(|| newest(&is_full)).map(|b| b.label.clone()));
+    kept.extend(newest(&is_full).map(|b| b.label.clone()));
+    kept.extend(newest(&|b: &Held| is_full(b) && !b.bad).map(|b| b.label.clone()));
     kept.extend(rules.pins.iter().cloned());
     let formats = [
         (rules.policy.daily, "%Y-%m-%d"),
@@ -335,11 +335,15 @@ fn model(backups: &[Held], rules: &Rules) -> BTreeSet<BackupLabel> {
             let zoned = b.stopped_at.unwrap().to_zoned(rules.timezone.clone());
             zoned.strftime(format).to_string()
         };
-        let mut periods: Vec<String> = backups.iter().filter(|b| !b.bad).map(name).collect();
-        periods.sort();
-        periods.dedup();
-        for period in periods.iter().rev().take(count.unwrap_or(0) as usize) {
-            kept.extend(newest(&|b: &Held| !b.bad && name(b) == *period).map(|b| b.label.clone()));
+        for good_only in [false, true] {
+            let counts = |b: &Held| !(good_only && b.bad);
+            let mut periods: Vec<String> = backups.iter().filter(|b| counts(b)).map(name).collect();
+            periods.sort();
+            periods.dedup();
+            for period in periods.iter().rev().take(count.unwrap_or(0) as usize) {
+                let of_period = newest(&|b: &Held| counts(b) && name(b) == *period);
+                kept.extend(of_period.map(|b| b.label.clone()));
+            }
         }
     }
     loop {

@@ -50,7 +50,12 @@ impl RepoPlan {
         let (from, by) = match own {
             Some((count, by)) => {
                 let at = usize::try_from(count).ok()?.checked_sub(1)?;
-                (self.newest_first(by, |verdict| verdict.is_kept()).nth(at)?, by)
+                let from = self.newest_first(by, |verdict| verdict.is_kept()).nth(at)?;
+                match self.in_use_from() {
+                    // A restore that works with an older one may go on to any moment after it.
+                    Some(older) if older < from => (older, ArchiveType::Full),
+                    Some(_) | None => (from, by),
+                }
             }
             None => (self.wal_from.as_ref()?, ArchiveType::Full),
         };
@@ -63,6 +68,15 @@ impl RepoPlan {
     pub fn wal_fulls(&self) -> u32 {
         let staying = self.newest_first(ArchiveType::Full, Verdict::is_kept);
         self.wal_from.as_ref().and_then(|from| position(staying, from)).unwrap_or(0)
+    }
+
+    /// The full of the oldest backup that something works with.
+    fn in_use_from(&self) -> Option<&BackupLabel> {
+        let in_use = |verdict: &&Verdict| {
+            verdict.reasons.iter().any(|reason| matches!(reason, Reason::InUse(_)))
+        };
+        let oldest = self.verdicts.iter().filter(in_use).map(|v| v.label.full_label()).min()?;
+        self.verdicts.iter().map(|verdict| &verdict.label).find(|label| **label == oldest)
     }
 
     /// As pgBackRest counts them: by label.

@@ -4,26 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Ground;
 use crate::clock;
-use crate::domain::retention::{self, Counts, FullRetention, Period, Policy, RepoPlan, Rules};
+use crate::domain::retention::{
+    self, Counts, FullRetention, Held, Period, Policy, RepoPlan, Rules,
+};
 
 impl Ground {
     /// What the user should know.
     pub fn warnings(&self, plans: &[RepoPlan]) -> Vec<String> {
         let mut found: Vec<String> = Vec::new();
         found.extend(self.damaged());
+        let alone = self.pgbackrest_alone();
         for plan in plans {
             found.extend(self.without_limit(plan));
             if !self.set_by_user.contains(&plan.repo) || self.is_pgbackrests_own() {
                 continue;
             }
-            // What pgBackRest would do alone.
-            let alone = Rules {
-                policy: Policy::default(),
-                pins: BTreeSet::new(),
-                in_use: BTreeMap::new(),
-                ..self.rules.clone()
-            };
-            let alone = retention::plan(&self.backups, &alone, clock::now());
             let kept: BTreeSet<_> =
                 plan.verdicts.iter().filter(|v| v.is_kept()).map(|v| &v.label).collect();
             let own = alone.iter().filter(|other| other.repo == plan.repo);
@@ -51,6 +46,19 @@ impl Ground {
             ));
         }
         found
+    }
+
+    /// What pgBackRest would do alone: it knows no pins, and counts what is damaged, too.
+    fn pgbackrest_alone(&self) -> Vec<RepoPlan> {
+        let rules = Rules {
+            policy: Policy::default(),
+            pins: BTreeSet::new(),
+            in_use: BTreeMap::new(),
+            ..self.rules.clone()
+        };
+        let plain = |backup: &Held| Held { bad: false, ..backup.clone() };
+        let backups: Vec<Held> = self.backups.iter().map(plain).collect();
+        retention::plan(&backups, &rules, clock::now())
     }
 
     /// Backups that are damaged.
