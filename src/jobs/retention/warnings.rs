@@ -71,15 +71,15 @@ impl Ground {
             more => format!("{first} and {} more", more - 1),
         };
         let alone = if limited {
-            " pgBackRest's own retention does count them: a `pgbackrest backup` or `expire` that is \
-             run outside Headrest may remove the last good backup for their sake."
+            " pgBackRest's own retention only counts: a `pgbackrest backup` or `expire` that is run \
+             outside Headrest may remove the last good backup for their sake."
         } else {
             ""
         };
         Some(format!(
-            "Damaged: {which} (page errors when it was made, or a verification that failed). They \
-             fill no period and no count, and only a pin, or what needs them, keeps them once they \
-             are not the newest.{alone}"
+            "Damaged: {which} (page errors when it was made, or a verification that failed). No \
+             good backup goes for their sake: what each rule keeps of the good ones alone stays, \
+             too.{alone}"
         ))
     }
 
