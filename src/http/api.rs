@@ -28,7 +28,7 @@ use utoipa::ToSchema;
 use super::auth::{Caller, Via};
 use super::problem::{Outcome, Problem};
 use super::state::AppState;
-use crate::domain::job::Trigger;
+use crate::domain::job::{JobSpec, Trigger};
 use crate::jobs::Submission;
 
 /// The most items of one page.
@@ -72,11 +72,26 @@ fn trigger_of(caller: &Caller) -> Trigger {
     }
 }
 
+/// What a caller asks for through the API; refused when the lane is taken.
+fn asked(caller: &Caller, spec: JobSpec) -> Submission {
+    Submission::new(spec, trigger_of(caller), caller.by)
+}
+
 /// Submits and answers 202 with the job, or, if it ends within `wait`, 200 with the finished job.
 async fn accept(
     state: &AppState,
     submission: Submission,
     wait: Option<Duration>,
+) -> Outcome<Response> {
+    accept_as(state, submission, wait, |job| job).await
+}
+
+/// The same, with what `body` makes of the job.
+async fn accept_as<T: Serialize>(
+    state: &AppState,
+    submission: Submission,
+    wait: Option<Duration>,
+    body: impl FnOnce(jobs::JobView) -> T,
 ) -> Outcome<Response> {
     let job = state.jobs.submit(submission).await?;
     let location = format!("/api/v1/jobs/{}", job.id);
@@ -91,7 +106,7 @@ async fn accept(
         (None, Some(_)) => state.store.job(job.id).await?.unwrap_or(job),
         (None, None) => job,
     };
-    let mut response = (status, axum::Json(jobs::JobView::from(job))).into_response();
+    let mut response = (status, axum::Json(body(jobs::JobView::from(job)))).into_response();
     if let Ok(value) = HeaderValue::from_str(&location) {
         response.headers_mut().insert(header::LOCATION, value);
     }

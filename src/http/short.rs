@@ -170,14 +170,8 @@ impl Short {
     /// leaves, the job goes on.
     async fn run(self, spec: JobSpec, on_conflict: OnConflict) -> Outcome<Response> {
         let what = describe(&spec);
-        let submission = Submission {
-            spec,
-            trigger: Trigger::ShortRoute,
-            by: self.caller.by.to_owned(),
-            on_conflict,
-            idempotency_key: None,
-            tried_again: false,
-        };
+        let submission = Submission::new(spec, Trigger::ShortRoute, self.caller.by);
+        let submission = Submission { on_conflict, ..submission };
         let accepted = self.state.jobs.submit(submission).await.map_err(|denied| Problem {
             hints: vec!["Ask again when the other job has ended.".to_owned()],
             ..Problem::from(denied)

@@ -13,7 +13,7 @@ use super::plans::{Plan, PlanError, PlanRequest, Planner};
 use super::queue::JobsHandle;
 use super::submission::Submission;
 use crate::domain::StanzaName;
-use crate::domain::job::{JobSpec, JobState, OnConflict, RestoreSpec, Trigger};
+use crate::domain::job::{JobSpec, JobState, OnConflict, RestoreSpec};
 use crate::domain::plan::Unreachable;
 use crate::domain::recovery::RecoveryTarget;
 use crate::postgres::copies;
@@ -72,13 +72,9 @@ async fn restore(
     let backup_after = server.archiving == Archiving::Ours;
     let spec = RestoreSpec { backup_after, ..plan.spec() };
     let submission = Submission {
-        spec: JobSpec::Restore(spec),
-        trigger: Trigger::Event(TRIGGER.to_owned()),
-        by: "headrest".to_owned(),
         // What somebody else has begun meanwhile goes before; the next try sees what came of it.
         on_conflict: OnConflict::Refuse,
-        idempotency_key: None,
-        tried_again: false,
+        ..Submission::of_event(JobSpec::Restore(spec), TRIGGER)
     };
     if server.archiving == Archiving::Off {
         copies::mark(&server.state_dir, None).map_err(|error| error.to_string())?;

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::catalog::Freshness;
 use super::context::Context;
 use super::recorder::Recorder;
-use super::retention::{Ground, RetentionError, gather};
+use super::retention::{Ground, RetentionError, find_repo, gather};
 use super::worker::{Ended, command, judge, problem};
 use crate::domain::job::{ExpireResult, ExpireSpec, JobError, JobResult, Outcome, Removed};
 use crate::domain::retention::{Refused, Removal};
@@ -36,6 +36,9 @@ pub(super) async fn run(
         Ok(ground) => ground,
         Err(error) => return Ended::failed(from_error(&error)),
     };
+    if let Err(error) = find_repo(&ground.seen, spec.repo) {
+        return Ended::failed(error);
+    }
     let status = &ground.seen.stanza.status;
     if matches!(status.meaning(), StanzaStatus::Other(_)) && ground.backups.is_empty() {
         return Ended::failed(problem("repository-unavailable", status.message.clone(), &[]));

@@ -21,8 +21,7 @@ use super::{annotate, bootstrap, expire, verify};
 use crate::clock;
 use crate::domain::StanzaName;
 use crate::domain::job::{
-    Admission, Job, JobEvent, JobId, JobKind, JobSpec, JobState, OnConflict, Outcome, Trigger,
-    admit,
+    Admission, Job, JobEvent, JobId, JobKind, JobSpec, JobState, Outcome, Trigger, admit,
 };
 use crate::domain::restore::{Awaiting, BootAction, Journal, Phase};
 use crate::postgres::pgdata::{self, Content};
@@ -327,14 +326,8 @@ impl Queue {
             tracing::info!(job.id = %id, "job {id} {outcome}");
         }
         if let Some(spec) = ended.follow_up {
-            let submission = Submission {
-                spec,
-                trigger: Trigger::Event("restore".to_owned()),
-                by: job.by.clone(),
-                on_conflict: OnConflict::Queue,
-                idempotency_key: None,
-                tried_again: false,
-            };
+            let submission =
+                Submission { by: job.by.clone(), ..Submission::of_event(spec, "restore") };
             if let Err(denied) = self.submit(submission).await {
                 tracing::warn!("cannot queue what follows job {id}: {denied}");
             }

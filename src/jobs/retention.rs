@@ -17,9 +17,10 @@ use tokio::time::timeout;
 use super::catalog::{FRESH_ENOUGH, Freshness, Observation, Unavailable};
 use super::context::Context;
 use super::journal::JournalError;
+use super::worker::problem;
 use crate::clock;
 use crate::config::RetentionConfig;
-use crate::domain::job::{AnnotateSpec, JobSpec};
+use crate::domain::job::{AnnotateSpec, JobError, JobSpec};
 use crate::domain::retention::{
     self, ArchiveType, Counts, FullRetention, Held, Refused, Removal, RepoPlan, Rules, WalLimit,
 };
@@ -111,6 +112,19 @@ pub enum RetentionError {
     /// Backups are being removed.
     #[error("backups of stanza {0} are being removed at present")]
     Removing(StanzaName),
+}
+
+/// Refuses a repository that the stanza does not have.
+pub(super) fn find_repo(seen: &Observation, wanted: Option<RepoKey>) -> Result<(), JobError> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    let known: Vec<String> = seen.stanza.repos.iter().map(|repo| repo.key.to_string()).collect();
+    // Without a stanza none is listed; what is asked for fails by itself then.
+    if known.is_empty() || seen.stanza.repos.iter().any(|repo| repo.key == wanted) {
+        return Ok(());
+    }
+    let (stanza, known) = (&seen.stanza.name, known.join(", "));
+    let message = format!("stanza {stanza} has no repository {wanted}; it has {known}");
+    Err(problem("config-invalid", message, &["Name one of these, or none for every one."]))
 }
 
 /// Gathers everything.

@@ -28,16 +28,22 @@ pub struct Submission {
 }
 
 impl Submission {
-    /// What Headrest asks for itself, because of the named event. It waits for the lane.
-    pub fn of_event(spec: JobSpec, event: &str) -> Self {
+    /// What is asked for once, and refused when the lane is taken.
+    pub fn new(spec: JobSpec, trigger: Trigger, by: &str) -> Self {
         Self {
             spec,
-            trigger: Trigger::Event(event.to_owned()),
-            by: "headrest".to_owned(),
-            on_conflict: OnConflict::Queue,
+            trigger,
+            by: by.to_owned(),
+            on_conflict: OnConflict::Refuse,
             idempotency_key: None,
             tried_again: false,
         }
+    }
+
+    /// What Headrest asks for itself, because of the named event. It waits for the lane.
+    pub fn of_event(spec: JobSpec, event: &str) -> Self {
+        let trigger = Trigger::Event(event.to_owned());
+        Self { on_conflict: OnConflict::Queue, ..Self::new(spec, trigger, "headrest") }
     }
 }
 

@@ -11,7 +11,7 @@ use super::catalog::{FRESH_ENOUGH, Freshness, Observation};
 use super::context::Context;
 use super::plans::{self, Look};
 use super::recorder::Recorder;
-use super::retention::{Ground, gather};
+use super::retention::{Ground, find_repo, gather};
 use super::worker::{Ended, follow, judge, problem};
 use crate::clock;
 use crate::domain::archive::Segments;
@@ -41,6 +41,9 @@ pub(super) async fn run(
             return Ended::failed(problem("repository-unavailable", error.to_string(), &[]));
         }
     };
+    if let Err(error) = find_repo(&seen, spec.repo) {
+        return Ended::failed(error);
+    }
     let repos: Vec<RepoKey> = seen.stanza.repos.iter().map(|repo| repo.key).collect();
     let repos: Vec<RepoKey> =
         repos.into_iter().filter(|repo| spec.repo.is_none_or(|wanted| wanted == *repo)).collect();

@@ -1,4 +1,5 @@
-//! Carrying out the jobs that are one pgbackrest command: backup, check, stanza-create.
+//! Carrying out jobs with pgbackrest: backup, check and stanza-create here, the others each in its
+//! own module, with what all of them need: `command`, `follow`, `judge`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

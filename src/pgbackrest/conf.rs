@@ -132,7 +132,7 @@ impl UserOptions {
         self.settings.iter().any(|s| indexed(&s.option, "repo").is_some_and(|(n, _)| n == key))
     }
 
-    /// The keys of the repositories: the first always exists.
+    /// The keys of the repositories that something is set of; the first when there is none.
     pub fn repo_keys(&self) -> Vec<String> {
         let named = self.settings.iter().filter_map(|s| indexed(&s.option, "repo"));
         let mut keys: Vec<String> = named.map(|(key, _)| key.to_owned()).collect();

@@ -271,13 +271,12 @@ impl Scheduler {
 
     async fn start(&mut self, name: &ScheduleName) {
         let Some(entry) = self.entries.get(name) else { return };
+        let trigger = Trigger::Schedule(name.to_string());
         let submission = Submission {
-            spec: spec(&entry.schedule),
-            trigger: Trigger::Schedule(name.to_string()),
-            by: BY.to_owned(),
             on_conflict: OnConflict::Queue,
             idempotency_key: Some(key(entry)),
             tried_again: entry.schedule.tries_again(&entry.state, clock::now()),
+            ..Submission::new(spec(&entry.schedule), trigger, BY)
         };
         match self.jobs.submit(submission).await {
             Ok(job) => self.started(name, &job).await,

@@ -167,6 +167,22 @@ async fn what_is_not_known_is_refused_by_its_field() {
 }
 
 #[tokio::test]
+async fn a_repository_that_is_not_there_is_neither_verified_nor_expired() {
+    let config = RetentionConfig {
+        policy: Policy { daily: Some(3), ..Policy::default() },
+        ..RetentionConfig::default()
+    };
+    let retention = Retention::new(config, BTreeMap::new());
+    let service = Service::with(Options { retention, ..Options::default() }).await;
+    for path in ["/verify", "/expire"] {
+        let job = send(&service, "POST", path, &json!({ "repo": 9 })).await.json();
+        assert_eq!(job["error"]["code"], "config-invalid", "{path}: {job:#}");
+        let message = "stanza main has no repository 9; it has 1";
+        assert_eq!(job["error"]["message"], message, "{path}: {job:#}");
+    }
+}
+
+#[tokio::test]
 async fn days_and_pgbackrests_own_counts_are_added_up_and_a_narrow_one_is_warned_of() {
     let hundred = THREE.replace("info-three", "info-100");
     let options = UserOptions::parse(

@@ -64,7 +64,7 @@ pub struct VerifyResult {
     pub error_count: u64,
     /// WAL segments that are missing, a line for each run of them.
     pub wal_gaps: Vec<String>,
-    /// The same, where `repoN-retention-archive` has them removed: no error.
+    /// The same, where retention has them removed, so that it is no error.
     pub wal_expired: Vec<String>,
 }
 

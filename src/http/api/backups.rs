@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::stanzas::{observe, on_conflict};
-use super::{Page, accept, page, page_limit, trigger_of};
+use super::stanzas::{observe, on_conflict, repo_of};
+use super::{Page, accept, asked, page, page_limit};
 use crate::domain::job::{BackupOptions, BackupSpec, JobSpec, OnConflict};
 use crate::domain::{Annotations, BackupLabel, BackupType, RepoKey};
 use crate::http::auth::Caller;
@@ -363,8 +363,7 @@ pub(in crate::http) async fn create(
         request.r#type.parse().map_err(|error: crate::domain::backup::InvalidBackupType| {
             Problem::field("type", error.to_string())
         })?;
-    let repo = request.repo.map(RepoKey::try_from).transpose();
-    let repo = repo.map_err(|error| Problem::field("repo", error.to_string()))?;
+    let repo = repo_of(request.repo)?;
     let annotations = Annotations::parse(request.annotations)
         .map_err(|error| Problem::field("annotations", error.to_string()))?;
     let options = request.options.unwrap_or_default();
@@ -382,13 +381,8 @@ pub(in crate::http) async fn create(
             checksum_page: options.checksum_page,
         },
     };
-    let submission = Submission {
-        spec: JobSpec::Backup(spec),
-        trigger: trigger_of(&caller),
-        by: caller.by.to_owned(),
-        on_conflict: on_conflict(request.on_conflict.as_deref(), OnConflict::Refuse)?,
-        idempotency_key: key.0,
-        tried_again: false,
-    };
+    let on_conflict = on_conflict(request.on_conflict.as_deref(), OnConflict::Refuse)?;
+    let spec = JobSpec::Backup(spec);
+    let submission = Submission { on_conflict, idempotency_key: key.0, ..asked(&caller, spec) };
     accept(&state, submission, wait).await
 }

@@ -7,10 +7,10 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::asked;
 use super::jobs::JobView;
 use super::plans::{TargetRequest, accept, on_reached};
 use super::restores::{confirmed, find_restore, plan, refuse_failed, undo_timeline};
-use super::trigger_of;
 use crate::domain::job::{Job, JobSpec, OnConflict, RestoreSpec};
 use crate::domain::plan::Wish;
 use crate::domain::plan::check::CheckId;
@@ -241,12 +241,9 @@ pub(in crate::http) async fn undo(
     let plan = plan(&state, &spec.stanza, plan_request, OnConflict::Cancel).await?;
     let spec = RestoreSpec { backup_after: request.backup_after, undoes: Some(id), ..plan.spec() };
     let submission = Submission {
-        spec: JobSpec::Restore(spec),
-        trigger: trigger_of(&caller),
-        by: caller.by.to_owned(),
         on_conflict: OnConflict::Cancel,
         idempotency_key: key.0,
-        tried_again: false,
+        ..asked(&caller, JobSpec::Restore(spec))
     };
     super::accept(&state, submission, wait).await
 }

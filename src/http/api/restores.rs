@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::jobs::{JobView, find, job_page};
 use super::plans::{PlanBody, TargetRequest, TargetView};
 use super::stanzas::on_conflict;
-use super::{Page, page, page_limit, trigger_of};
+use super::{Page, asked, page, page_limit};
 use crate::domain::job::{Job, JobKind, JobSpec, OnConflict, RestoreSpec};
 use crate::domain::plan::check::CheckId;
 use crate::domain::restore::{Awaiting, Journal};
@@ -127,14 +127,8 @@ pub(in crate::http) async fn create(
     };
     let spec = RestoreSpec { backup_after: request.backup_after, ..plan.spec() };
     refuse_failed(&plan)?;
-    let submission = Submission {
-        spec: JobSpec::Restore(spec),
-        trigger: trigger_of(&caller),
-        by: caller.by.to_owned(),
-        on_conflict,
-        idempotency_key: key.0,
-        tried_again: false,
-    };
+    let spec = JobSpec::Restore(spec);
+    let submission = Submission { on_conflict, idempotency_key: key.0, ..asked(&caller, spec) };
     super::accept(&state, submission, wait).await
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -15,8 +15,8 @@ use utoipa::{IntoParams, ToSchema};
 use super::backups::BackupView;
 use super::jobs::JobView;
 use super::stanzas::on_conflict;
-use super::trigger_of;
 use super::upkeep::RemovedView;
+use super::{accept_as, asked, trigger_of};
 use crate::domain::job::{
     AnnotateSpec, ExpireSpec, Job, JobSpec, JobState, OnConflict, Removed, Trigger,
 };
@@ -202,6 +202,16 @@ pub(in crate::http) struct RemovalView {
     removes: Vec<RemovedView>,
 }
 
+/// What a removal does, or would do.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(in crate::http) enum RemovalAnswer {
+    /// With `dry_run=true`.
+    Preview(RemovalPreview),
+    /// Otherwise.
+    Job(Box<RemovalView>),
+}
+
 /// What a removal would do.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct RemovalPreview {
@@ -220,7 +230,7 @@ pub(in crate::http) struct RemovalPreview {
     RemoveQuery,
     ("Prefer" = Option<String>, Header, description = "`wait=N`: answer when the job has ended, at most N seconds from now", example = "wait=60"),
 ), responses(
-    (status = 200, description = "with `dry_run=true`: what would go; with `Prefer: wait` the finished job", body = RemovalPreview),
+    (status = 200, description = "with `dry_run=true`: what would go; with `Prefer: wait` the finished job", body = RemovalAnswer),
     (status = 202, description = "the job, and what goes", body = RemovalView),
     (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
     (status = "5XX", body = ProblemBody, content_type = "application/problem+json"),
@@ -250,33 +260,14 @@ pub(in crate::http) async fn remove(
         let own = ground.backups.iter().filter(|held| is_going(held.repo, &held.label));
         let freed_bytes = own.filter_map(|held| held.own_bytes).sum();
         let removes = removed.into_iter().map(RemovedView::from).collect();
-        return Ok(Json(RemovalPreview { dry_run: true, removes, freed_bytes }).into_response());
+        let preview = RemovalPreview { dry_run: true, removes, freed_bytes };
+        return Ok(Json(RemovalAnswer::Preview(preview)).into_response());
     }
     let spec = ExpireSpec { stanza, set: Some(label), repo, dry_run: false };
-    let job = state
-        .jobs
-        .submit(Submission {
-            spec: JobSpec::Expire(spec),
-            trigger: trigger_of(&caller),
-            by: caller.by.to_owned(),
-            on_conflict,
-            idempotency_key: None,
-            tried_again: false,
-        })
-        .await?;
-    let location = format!("/api/v1/jobs/{}", job.id);
-    let finished = match wait {
-        Some(wait) => timeout(wait, state.jobs.finished(job.id)).await.ok().transpose()?,
-        None => None,
-    };
-    let status = if finished.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
-    let job = JobView::from(finished.unwrap_or(job));
+    let submission = Submission { on_conflict, ..asked(&caller, JobSpec::Expire(spec)) };
     let removes = removed.into_iter().map(RemovedView::from).collect();
-    let mut response = (status, Json(RemovalView { job, removes })).into_response();
-    if let Ok(value) = HeaderValue::from_str(&location) {
-        response.headers_mut().insert(header::LOCATION, value);
-    }
-    Ok(response)
+    let answer = |job| RemovalAnswer::Job(Box::new(RemovalView { job, removes }));
+    accept_as(&state, submission, wait, answer).await
 }
 
 /// What to change of a backup.
@@ -415,10 +406,8 @@ async fn annotate(
     on_conflict: OnConflict,
     patience: Duration,
 ) -> Outcome<Job> {
-    let spec = JobSpec::Annotate(spec);
-    let by = by.to_owned();
-    let submission =
-        Submission { spec, trigger, by, on_conflict, idempotency_key: None, tried_again: false };
+    let submission = Submission::new(JobSpec::Annotate(spec), trigger, by);
+    let submission = Submission { on_conflict, ..submission };
     let job = state.jobs.submit(submission).await?;
     let finished = timeout(patience, state.jobs.finished(job.id)).await.ok().transpose()?;
     Ok(finished.unwrap_or(job))

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::backups::BackupView;
-use super::{accept, trigger_of};
-use crate::domain::StanzaName;
+use super::{accept, asked};
 use crate::domain::job::{JobSpec, OnConflict};
+use crate::domain::{RepoKey, StanzaName};
 use crate::http::auth::Caller;
 use crate::http::extract::{IdempotencyKey, Json as Body, Prefer, Stanza};
 use crate::http::problem::{Outcome, Problem, ProblemBody};
@@ -411,15 +411,15 @@ async fn simple_job(
     body: Option<Body<StanzaJobRequest>>,
 ) -> Outcome<Response> {
     let request = body.map(|Body(request)| request).unwrap_or_default();
-    let submission = Submission {
-        spec,
-        trigger: trigger_of(caller),
-        by: caller.by.to_owned(),
-        on_conflict: on_conflict(request.on_conflict.as_deref(), OnConflict::Refuse)?,
-        idempotency_key: key.0,
-        tried_again: false,
-    };
+    let on_conflict = on_conflict(request.on_conflict.as_deref(), OnConflict::Refuse)?;
+    let submission = Submission { on_conflict, idempotency_key: key.0, ..asked(caller, spec) };
     accept(state, submission, wait).await
+}
+
+/// `repo` of a request.
+pub(super) fn repo_of(number: Option<u32>) -> Outcome<Option<RepoKey>> {
+    let parsed = number.map(RepoKey::try_from).transpose();
+    parsed.map_err(|error| Problem::field("repo", error.to_string()))
 }
 
 /// `on_conflict` of a request. Only a restore may cancel what runs.

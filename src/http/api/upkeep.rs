@@ -5,12 +5,12 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::stanzas::on_conflict;
-use super::{accept, trigger_of};
+use super::stanzas::{on_conflict, repo_of};
+use super::{accept, asked};
+use crate::domain::BackupLabel;
 use crate::domain::job::{
     ExpireResult, ExpireSpec, JobSpec, OnConflict, Removed, VerifyResult, VerifySpec,
 };
-use crate::domain::{BackupLabel, RepoKey};
 use crate::http::auth::Caller;
 use crate::http::extract::{IdempotencyKey, Json as Body, Prefer, Stanza};
 use crate::http::problem::{Outcome, Problem, ProblemBody};
@@ -35,7 +35,8 @@ pub struct VerifiedView {
     errors: Vec<String>,
     /// How many there are.
     error_count: u64,
-    /// Missing WAL segments: of the newest timeline, and of any backup's own.
+    /// Missing WAL segments, a line for each run of them: between the backups of the current timeline, and
+    /// of any backup's own.
     #[schema(example = json!(["repository 1: WAL segment 000000010000000000000004 is missing"]))]
     wal_gaps: Vec<String>,
     /// The same, where retention has them removed: no error.
@@ -150,14 +151,9 @@ pub(in crate::http) async fn verify(
 ) -> Outcome<Response> {
     let request = body.map(|Body(request)| request).unwrap_or_default();
     let (set, repo) = (set_of(request.set.as_deref())?, repo_of(request.repo)?);
-    let submission = Submission {
-        spec: JobSpec::Verify(VerifySpec { stanza, set, repo }),
-        trigger: trigger_of(&caller),
-        by: caller.by.to_owned(),
-        on_conflict: on_conflict(request.on_conflict.as_deref(), OnConflict::Refuse)?,
-        idempotency_key: key.0,
-        tried_again: false,
-    };
+    let spec = JobSpec::Verify(VerifySpec { stanza, set, repo });
+    let on_conflict = on_conflict(request.on_conflict.as_deref(), OnConflict::Refuse)?;
+    let submission = Submission { on_conflict, idempotency_key: key.0, ..asked(&caller, spec) };
     accept(&state, submission, wait).await
 }
 
@@ -182,23 +178,13 @@ pub(in crate::http) async fn expire(
         // The job looks again; who asks learns it at once.
         state.keeper.look(&stanza).await?.removal(set, repo)?;
     }
-    let submission = Submission {
-        spec: JobSpec::Expire(ExpireSpec { stanza, set, repo, dry_run: request.dry_run }),
-        trigger: trigger_of(&caller),
-        by: caller.by.to_owned(),
-        on_conflict: on_conflict(request.on_conflict.as_deref(), OnConflict::Refuse)?,
-        idempotency_key: key.0,
-        tried_again: false,
-    };
+    let spec = JobSpec::Expire(ExpireSpec { stanza, set, repo, dry_run: request.dry_run });
+    let on_conflict = on_conflict(request.on_conflict.as_deref(), OnConflict::Refuse)?;
+    let submission = Submission { on_conflict, idempotency_key: key.0, ..asked(&caller, spec) };
     accept(&state, submission, wait).await
 }
 
 fn set_of(text: Option<&str>) -> Outcome<Option<BackupLabel>> {
     let parsed = text.map(str::parse::<BackupLabel>).transpose();
     parsed.map_err(|error| Problem::field("set", error.to_string()))
-}
-
-fn repo_of(number: Option<u32>) -> Outcome<Option<RepoKey>> {
-    let parsed = number.map(RepoKey::try_from).transpose();
-    parsed.map_err(|error| Problem::field("repo", error.to_string()))
 }

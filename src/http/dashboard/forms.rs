@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::html;
 use crate::domain::BackupType;
-use crate::domain::job::{BackupSpec, JobSpec, OnConflict, Trigger};
+use crate::domain::job::{BackupSpec, JobSpec, Trigger};
 use crate::http::auth::{COOKIE, Caller, LoginError, Via, same};
 use crate::http::extract::{find_stanza, read_body};
 use crate::http::middleware::guard::cookie;
@@ -44,14 +44,8 @@ pub(in crate::http) async fn back_up(
     let stanza = find_stanza(&state, &form.stanza)?;
     let backup_type = form.r#type.parse::<BackupType>();
     let backup_type = backup_type.map_err(|error| Problem::field("type", error.to_string()))?;
-    let submission = Submission {
-        spec: JobSpec::Backup(BackupSpec::plain(stanza, backup_type)),
-        trigger: Trigger::Dashboard,
-        by: caller.by.to_owned(),
-        on_conflict: OnConflict::Refuse,
-        idempotency_key: None,
-        tried_again: false,
-    };
+    let spec = JobSpec::Backup(BackupSpec::plain(stanza, backup_type));
+    let submission = Submission::new(spec, Trigger::Dashboard, caller.by);
     let word = match state.jobs.submit(submission).await {
         Ok(_) => "started",
         Err(crate::jobs::Denied::LaneBusy { .. }) => "busy",

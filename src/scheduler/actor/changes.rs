@@ -113,14 +113,11 @@ impl Scheduler {
         by: &str,
     ) -> Result<Job, ScheduleError> {
         let entry = self.entry(name)?;
+        let trigger = Trigger::Schedule(name.to_string());
         let submission = Submission {
-            spec: spec(&entry.schedule),
-            trigger: Trigger::Schedule(name.to_string()),
-            by: by.to_owned(),
             // As at its moment.
             on_conflict: OnConflict::Queue,
-            idempotency_key: None,
-            tried_again: false,
+            ..Submission::new(spec(&entry.schedule), trigger, by)
         };
         let job = self.jobs.submit(submission).await?;
         if let Some(entry) = self.entries.get_mut(name) {
