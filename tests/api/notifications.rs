@@ -80,7 +80,7 @@ async fn a_job_ends_while_its_receiver_hangs() {
     let hangs = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", hangs.local_addr().unwrap());
     let text = format!(
-        "[[notify]]\nname = \"ops\"\ntype = \"webhook\"\nurl = \"{url}\"\nevents = [\"check.*\"]\n"
+        "[[notify]]\nname = \"ops\"\ntype = \"webhook\"\nurl = \"{url}\"\nevents = [\"check.succeeded\"]\n"
     );
     let service = Service::with(Options { notify: targets(&text), ..Options::default() }).await;
     let path = "/api/v1/stanzas/main/check";
