@@ -136,9 +136,8 @@ impl Target {
         let may_hear = match event.audience {
             Audience::All => true,
             Audience::Readers => !is_switch,
-            Audience::Switches => is_switch,
         };
-        if !may_hear {
+        if !may_hear || event.told_before().is_some_and(|before| self.wants(&before)) {
             return false;
         }
         if let Channel::Healthchecks { schedules, .. } = &config.channel {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::words::words;
 use super::{JobId, StanzaName};
 
-pub use of_job::{of_job, of_wait};
+pub use of_job::{kind_of, of_job, of_wait};
 pub use pattern::{EventPattern, EventPatterns, InvalidPattern};
 
 /// The most characters of an event's detail.
@@ -116,8 +116,6 @@ words! {
         All = "all",
         /// Targets that people or programs read; a dead man's switch would take it for the end.
         Readers = "readers",
-        /// Dead man's switches: readers hear of it in another way.
-        Switches = "switches",
     }
 }
 
@@ -149,6 +147,7 @@ impl EventKind {
             | Self::RestoreWaiting
             | Self::ExpireFailed
             | Self::ScheduleMissed
+            | Self::ScheduleFailed
             | Self::HealthChanged => Severity::Warning,
             Self::BackupFailed
             | Self::RestoreFailed
@@ -156,7 +155,6 @@ impl EventKind {
             | Self::DrillFailed
             | Self::VerifyFailed
             | Self::CheckFailed
-            | Self::ScheduleFailed
             | Self::WalFailing
             | Self::WalGap
             | Self::RepoUnavailable
@@ -235,6 +233,9 @@ pub struct Event {
     /// How bad it was at worst before, when it is told of something that goes on.
     #[serde(default)]
     pub was: Option<Severity>,
+    /// What a job has told of it already, so that only whoever does not hear of that hears of this.
+    #[serde(default)]
+    pub told_as: Option<EventKind>,
 }
 
 /// The audience of events that were stored before there were audiences.
@@ -257,12 +258,20 @@ impl Event {
             schedule: None,
             audience: Audience::All,
             was: None,
+            told_as: None,
         }
     }
 
     /// How bad it is for whoever was told of what was before: the worse of both.
     pub fn worst(&self) -> Severity {
         self.was.map_or(self.severity, |was| was.max(self.severity))
+    }
+
+    /// What a job has told of it already.
+    pub fn told_before(&self) -> Option<Self> {
+        let kind = self.told_as?;
+        let severity = kind.usual_severity();
+        Some(Self { kind, severity, was: None, told_as: None, ..self.clone() })
     }
 
     /// The same with more words, cut to a length that every receiver takes.

@@ -12,6 +12,7 @@ use std::fmt;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use super::JobKind;
 use super::schedule::run::Trouble;
 use super::words::words;
 
@@ -188,8 +189,8 @@ pub struct Disk {
 pub struct ScheduleFacts {
     /// Its name.
     pub name: String,
-    /// Whether it takes backups.
-    pub backs_up: bool,
+    /// What its jobs are.
+    pub kind: JobKind,
     /// What went wrong last.
     pub trouble: Option<Trouble>,
     /// Why a run that is due does not come, or does not end.
@@ -222,6 +223,8 @@ pub struct Facts {
     pub backing_up: bool,
     /// The archive; `None` until it was looked at.
     pub wal: Option<WalFacts>,
+    /// A job of ours made the newest backup, and has told of the damaged pages that it found.
+    pub damage_told: bool,
     /// The newest verification: when, and what it found wrong.
     pub verified: Option<(Timestamp, Option<String>)>,
     /// The stop file that is there, once it was looked for.
@@ -247,6 +250,7 @@ impl Facts {
             server: None,
             repository: None,
             backing_up: false,
+            damage_told: false,
             wal: None,
             verified: None,
             stop_file: None,

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::stanza::shown;
 use super::words::words;
-use super::{BackupType, RepoKey, StanzaName};
+use super::{BackupType, JobKind, RepoKey, StanzaName};
 pub use slots::{Cron, InvalidCron, InvalidZone, Zone};
 
 /// How late a run that is not to be made up for may still start: a stalled machine is no missed run.
@@ -62,6 +62,16 @@ impl ScheduleKind {
             Self::Diff => Some(BackupType::Diff),
             Self::Incr => Some(BackupType::Incr),
             Self::Expire | Self::Verify | Self::Check => None,
+        }
+    }
+
+    /// What its jobs are.
+    pub fn job(self) -> JobKind {
+        match self {
+            Self::Full | Self::Diff | Self::Incr => JobKind::Backup,
+            Self::Expire => JobKind::Expire,
+            Self::Verify => JobKind::Verify,
+            Self::Check => JobKind::Check,
         }
     }
 

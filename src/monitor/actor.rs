@@ -17,9 +17,7 @@ use crate::domain::StanzaName;
 use crate::domain::health::conditions::{
     ARCHIVING, Before, ConditionName, State, conditions, event_of,
 };
-use crate::domain::health::{
-    FIRST_BACKUP, Facts, Level, ScheduleFacts, TargetFacts, Thresholds, Up,
-};
+use crate::domain::health::{CheckId, FIRST_BACKUP, Facts, Level, TargetFacts, Thresholds, Up};
 use crate::metrics::NextRun;
 use crate::pulse::Pulse;
 use crate::store::Condition;
@@ -195,8 +193,11 @@ impl Monitor {
             let new = now.duration_since(self.since) < FIRST_BACKUP;
             // The same while one is being made.
             let expected = new || facts.backing_up;
+            // The job that found it tells it when it has ended.
+            let job_tells = facts.backing_up && state.is_about(CheckId::PageChecksums);
             if before == state.level
                 || (expected && state.level == Level::Warn && name.is_for_new())
+                || job_tells
                 || !self.has_settled(&key, state.level < before)
             {
                 continue;
@@ -207,7 +208,7 @@ impl Monitor {
             {
                 continue;
             }
-            self.change(stanza, name, state, known, &facts.schedules, now).await;
+            self.change(stanza, name, state, known, facts, now).await;
         }
         // A schedule or a disk that is no more has nothing to tell.
         let several = ["schedule:", "disk-space:"];
@@ -268,7 +269,7 @@ impl Monitor {
         name: &ConditionName,
         state: &State,
         before: Before,
-        schedules: &[ScheduleFacts],
+        facts: &Facts,
         now: Timestamp,
     ) {
         let details: Vec<&str> = state.checks.iter().map(|check| check.detail.as_str()).collect();
@@ -296,7 +297,7 @@ impl Monitor {
             since,
             worst: after.worst,
         };
-        let event = event_of(stanza, name, state, before, schedules, now);
+        let event = event_of(stanza, name, state, before, facts, now);
         let notices = event.map(|event| self.parts.notifier.routed(&event)).unwrap_or_default();
         match self.parts.context.store.change_condition(condition, notices).await {
             Ok(()) => {

@@ -8,6 +8,7 @@ use super::repository::Found;
 use crate::domain::health::{
     ArchivingFacts, Facts, RepositoryFacts, ScheduleFacts, ServerFacts, TargetFacts, Up,
 };
+use crate::domain::job::JobResult;
 use crate::domain::schedule::run::{Step, Trouble};
 use crate::domain::{JobKind, JobSpec, JobState, StanzaName};
 use crate::jobs::context::ServerSide;
@@ -34,14 +35,23 @@ const JUST_DOWN: SignedDuration = SignedDuration::from_secs(15);
 /// When a verification ended, and what it found wrong.
 type Verified = Option<(Timestamp, Option<String>)>;
 
+/// What jobs have found and told.
+#[derive(Debug)]
+struct Told {
+    /// As of this event of jobs.
+    event: i64,
+    verified: Verified,
+    /// The newest backup of ours that found damaged pages.
+    damaged: Option<String>,
+}
+
 /// What is remembered from look to look.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     connection: Option<Connection>,
     machine: Machine,
     repository: Option<Result<RepositoryFacts, String>>,
-    /// What the newest verification found, as of this event of jobs.
-    verified: Option<(i64, Verified)>,
+    told: Option<Told>,
     /// Since when archiving fails.
     pub(super) failing_since: Option<Timestamp>,
 }
@@ -81,7 +91,7 @@ pub(super) async fn gather(
     facts.schedules = own
         .map(|view| ScheduleFacts {
             name: view.schedule.name.to_string(),
-            backs_up: view.schedule.kind.backup_type().is_some(),
+            kind: view.schedule.kind.job(),
             trouble: view.state.trouble.clone(),
             overdue: overdue(view, now),
         })
@@ -89,19 +99,28 @@ pub(super) async fn gather(
     let unreadable = parts.scheduler.unreadable().into_iter();
     facts.schedules.extend(unreadable.filter(|_| first).map(|(name, why)| ScheduleFacts {
         name,
-        backs_up: true,
-        trouble: Some(Trouble { missed: true, text: format!("it does not run: {why}") }),
+        kind: JobKind::Backup,
+        trouble: Some(Trouble {
+            missed: true,
+            text: format!("it does not run: {why}"),
+            told: None,
+        }),
         overdue: None,
     }));
     // It changes only when a job does.
     let event = *parts.jobs.events().borrow();
-    if memory.verified.as_ref().is_none_or(|(of, _)| *of != event) {
-        match verified(parts, stanza).await {
-            Ok(verified) => memory.verified = Some((event, verified)),
-            Err(error) => tracing::warn!("what was verified is not known: {}", chain(&error)),
+    if memory.told.as_ref().is_none_or(|told| told.event != event) {
+        match Told::read(parts, stanza, event).await {
+            Ok(told) => memory.told = Some(told),
+            Err(error) => tracing::warn!("what jobs have found is not known: {}", chain(&error)),
         }
     }
-    facts.verified = memory.verified.as_ref().and_then(|(_, verified)| verified.clone());
+    if let Some(told) = &memory.told {
+        facts.verified.clone_from(&told.verified);
+        let damaged =
+            facts.repository.as_ref().and_then(|known| known.as_ref().ok()?.damaged.as_ref());
+        facts.damage_told = damaged.is_some() && damaged == told.damaged.as_ref();
+    }
     let Some(side) = side else { return facts };
     facts.not_backed_up = match side.archiving {
         Archiving::Ours => None,
@@ -162,6 +181,24 @@ pub(super) async fn targets(parts: &Parts) -> Option<(Vec<TargetFacts>, Vec<Noti
 }
 
 /// What the newest verification that came to its end found.
+impl Told {
+    async fn read(parts: &Parts, stanza: &StanzaName, event: i64) -> Result<Self, StoreError> {
+        let filter = JobFilter {
+            kind: Some(JobKind::Backup),
+            state: Some(JobState::Warned),
+            stanza: Some(stanza.clone()),
+            limit: 10,
+            ..JobFilter::default()
+        };
+        let warned = parts.context.store.jobs(filter).await?;
+        let damaged = warned.into_iter().find_map(|job| match job.result {
+            Some(JobResult::Backup(result)) if result.page_errors => Some(result.label.to_string()),
+            _ => None,
+        });
+        Ok(Self { event, verified: verified(parts, stanza).await?, damaged })
+    }
+}
+
 async fn verified(parts: &Parts, stanza: &StanzaName) -> Result<Verified, StoreError> {
     let filter = JobFilter {
         kind: Some(JobKind::Verify),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use headrest::domain::event::{Event, EventKind};
 use headrest::domain::job::{
     BackupOptions, BackupSpec, ExpireSpec, Job, JobError, JobEvent, JobSpec, Outcome, RestoreSpec,
     Trigger, VerifySpec,
@@ -150,10 +151,13 @@ async fn a_dead_mans_switch_hears_the_beginning_and_the_end_of_every_kind() {
 }
 
 #[tokio::test]
-async fn a_backup_with_page_errors_ends_for_a_switch_and_is_the_healths_for_others() {
+async fn a_backup_with_page_errors_is_told_and_the_health_tells_only_the_others() {
     let (receiver, ops) = (Receiver::good().await, Receiver::good().await);
     let switch = target("switch", "healthchecks", &receiver.url("/p"), "");
-    let rig = Rig::new(&(switch + &target("ops", "webhook", &ops.url("/"), ""))).await;
+    let others = Receiver::good().await;
+    let health = target("health", "webhook", &others.url("/"), "events = [\"health.*\"]");
+    let all = switch + &target("ops", "webhook", &ops.url("/"), "") + &health;
+    let rig = Rig::new(&all).await;
     let mut job = backup(Trigger::Schedule("nightly".to_owned()));
     job.error = Some(JobError {
         code: "page-checksum-errors".to_owned(),
@@ -165,9 +169,18 @@ async fn a_backup_with_page_errors_ends_for_a_switch_and_is_the_healths_for_othe
     });
     let last = run(&rig.store, job, Outcome::Warned).await;
     rig.wake.send_replace(last);
+    let damaged =
+        Event::new(EventKind::HealthChanged, start(), "health:page-checksums".into(), "x");
+    let damaged = Event { told_as: Some(EventKind::BackupWarned), ..damaged };
+    rig.notifier.tell(&damaged).await;
     rig.tasks.close(PATIENCE).await;
     assert_eq!(pings(&receiver), ["/p/start", "/p"]);
-    assert!(ops.requests().is_empty(), "{:?}", ops.requests());
+    let summary =
+        "full backup of main succeeded, with something to look at: page checksum errors were found";
+    let told: Vec<_> = ops.requests().iter().map(Receiver::gist).collect();
+    assert_eq!(told, [("warning".into(), summary.into())]);
+    let told: Vec<_> = others.requests().iter().map(Receiver::gist).collect();
+    assert_eq!(told, [("warning".into(), "x".into())]);
 }
 
 #[tokio::test]

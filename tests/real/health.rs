@@ -234,19 +234,14 @@ fn a_damaged_page_warns_until_a_backup_finds_none() {
     instance.sql.run("DROP TABLE t");
     instance.good_backup("full");
     wait_check(&instance, "page-checksums", "pass");
-    let told_of = |name: &str| -> Vec<String> {
-        told.health().into_iter().filter(|line| line.ends_with(name)).collect()
+    // Its job tells of the damage, and the health of the end.
+    let damage = format!("backup.warned warning job:{}", backup["id"].as_str().unwrap());
+    let of_pages = || -> Vec<String> {
+        let is_it = |line: &String| line.contains("page-checksums") || line.contains("warned");
+        told.all().into_iter().filter(is_it).collect()
     };
-    until("both are told", PATIENCE, || {
-        (told_of("health:page-checksums").len() == 2).then_some(())
-    });
-    assert_eq!(
-        told_of("health:page-checksums"),
-        [
-            "health.changed warning health:page-checksums",
-            "health.changed info health:page-checksums"
-        ]
-    );
+    until("both are told", PATIENCE, || (of_pages().len() == 2).then_some(()));
+    assert_eq!(of_pages(), [damage.as_str(), "health.changed info health:page-checksums"]);
 }
 
 #[test]

@@ -35,10 +35,15 @@ impl Told {
         Self { file }
     }
 
-    /// Everything about the health so far: kind, severity and subject, a line each.
-    pub(crate) fn health(&self) -> Vec<String> {
+    /// Everything so far: kind, severity and subject, a line each.
+    pub(crate) fn all(&self) -> Vec<String> {
         let text = fs::read_to_string(&self.file).unwrap_or_default();
-        text.lines().filter(|line| line.contains(" health:")).map(str::to_owned).collect()
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// The same of the health.
+    pub(crate) fn health(&self) -> Vec<String> {
+        self.all().into_iter().filter(|line| line.contains(" health:")).collect()
     }
 
     /// Waits until that is what was told of the health.

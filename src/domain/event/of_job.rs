@@ -4,21 +4,11 @@ use super::super::job::{Job, JobError, JobKind, JobResult, JobSpec, JobState, Ou
 use super::super::restore::Awaiting;
 use super::{Audience, Event, EventKind, Severity};
 
-/// The code of a backup's warning that is told as a change of the health.
-const PAGE_ERRORS: &str = "page-checksum-errors";
-
 /// The event of the state that a job is in now, if anybody may want to hear of it.
 pub fn of_job(job: &Job) -> Option<Event> {
-    let kind = kind(job.spec.kind(), job.state)?;
+    let kind = kind_of(job.spec.kind(), job.state)?;
     let again = job.tried_again && matches!(job.state, JobState::Failed | JobState::Interrupted);
-    // The health tells of damaged pages, and of their end; but a switch waits for the end of what
-    // has begun.
-    let damaged = job.error.as_ref().is_some_and(|error| error.code == PAGE_ERRORS);
-    let audience = match (damaged, again) {
-        (true, _) => Audience::Switches,
-        (false, true) => Audience::Readers,
-        (false, false) => Audience::All,
-    };
+    let audience = if again { Audience::Readers } else { Audience::All };
     let at = match job.state {
         JobState::Queued | JobState::Running | JobState::Cancelling => job.started_at,
         JobState::Succeeded
@@ -77,7 +67,7 @@ fn about(job: &Job, kind: EventKind, at: jiff::Timestamp, summary: &str) -> Even
 }
 
 /// What is told of such a job in such a state.
-fn kind(kind: JobKind, state: JobState) -> Option<EventKind> {
+pub fn kind_of(kind: JobKind, state: JobState) -> Option<EventKind> {
     match (kind, state) {
         (JobKind::Backup, JobState::Running) => Some(EventKind::BackupStarted),
         (JobKind::Backup, JobState::Succeeded) => Some(EventKind::BackupSucceeded),
@@ -314,21 +304,6 @@ mod tests {
             assert!(event.severity <= Severity::Warning);
             assert_eq!(event.summary.contains("will be tried again"), failed);
         }
-    }
-
-    #[test]
-    fn damaged_pages_are_the_healths_but_a_switch_hears_of_the_end() {
-        let mut damaged = job(specs()[0].clone(), JobState::Warned);
-        damaged.error = Some(JobError {
-            code: PAGE_ERRORS.into(),
-            exit_code: None,
-            exit_name: None,
-            message: "page checksum errors".into(),
-            hints: Vec::new(),
-            retryable: false,
-        });
-        let event = of_job(&damaged).unwrap();
-        assert_eq!((event.kind, event.audience), (EventKind::BackupWarned, Audience::Switches));
     }
 
     #[test]

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::super::StanzaName;
-use super::super::event::{Event, EventKind, Severity};
-use super::{Check, CheckId, CheckKey, Level, ScheduleFacts, Trouble};
+use super::super::event::{Event, EventKind, Severity, kind_of};
+use super::super::{JobKind, StanzaName};
+use super::{Check, CheckId, CheckKey, Facts, Level, ScheduleFacts, Trouble};
 
 /// What is told of together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +23,13 @@ pub struct State {
     pub level: Level,
     /// Its checks of that level.
     pub checks: Vec<Check>,
+}
+
+impl State {
+    /// Whether such a check makes it so.
+    pub fn is_about(&self, id: CheckId) -> bool {
+        self.checks.iter().any(|check| check.key.id == id)
+    }
 }
 
 /// The name of what the age of backups is told under.
@@ -106,14 +113,13 @@ pub fn conditions(checks: &[Check]) -> BTreeMap<ConditionName, State> {
     found
 }
 
-/// What is told when a condition has changed from `before`; nothing when the job that found out
-/// tells it. `schedules` says of which schedule a condition may be.
+/// What is told when a condition has changed from `before`.
 pub fn event_of(
     stanza: &StanzaName,
     name: &ConditionName,
     state: &State,
     before: Before,
-    schedules: &[ScheduleFacts],
+    facts: &Facts,
     now: Timestamp,
 ) -> Option<Event> {
     let Before { level: before, worst } = before;
@@ -122,13 +128,13 @@ pub fn event_of(
     let first = state.checks.first().map(|check| check.key.id)?;
     let worse = state.level > before;
     let schedule = name.as_str().strip_prefix("schedule:");
-    let schedule = schedule.and_then(|name| schedules.iter().find(|facts| facts.name == name));
+    let schedule =
+        schedule.and_then(|name| facts.schedules.iter().find(|facts| facts.name == name));
     let kind = match (first, state.level) {
-        (CheckId::Verify, Level::Warn | Level::Fail) => return None,
         // Who does not get notifications does not get these; they would be told of for ever.
         (CheckId::Notifications, _) => return None,
         (CheckId::Postgres, Level::Fail) => EventKind::ProcessCrashed,
-        (CheckId::Postgres, Level::Pass) if before == Level::Fail => EventKind::ProcessRecovered,
+        (CheckId::Postgres, Level::Pass) if worst == Level::Fail => EventKind::ProcessRecovered,
         (CheckId::Repository, Level::Fail) => EventKind::RepoUnavailable,
         (CheckId::Repository, Level::Pass) => EventKind::RepoRecovered,
         (CheckId::WalGap, Level::Fail) => EventKind::WalGap,
@@ -154,7 +160,7 @@ pub fn event_of(
                 EventKind::ScheduleFailed
             }
             Some(ScheduleFacts { trouble: None, .. }) => EventKind::HealthChanged,
-            Some(ScheduleFacts { backs_up: true, .. }) => EventKind::BackupMissed,
+            Some(ScheduleFacts { kind: JobKind::Backup, .. }) => EventKind::BackupMissed,
             Some(_) | None => EventKind::ScheduleMissed,
         },
         (
@@ -172,6 +178,16 @@ pub fn event_of(
             _,
         ) => EventKind::HealthChanged,
     };
+    let told_as = match (first, state.level) {
+        (_, Level::Pass) => None,
+        (CheckId::Verify, _) => Some(EventKind::VerifyFailed),
+        (CheckId::PageChecksums, _) if facts.damage_told => Some(EventKind::BackupWarned),
+        (CheckId::Schedule, _) => schedule.and_then(|schedule| {
+            let outcome = schedule.trouble.as_ref()?.told?;
+            kind_of(schedule.kind, outcome.into())
+        }),
+        (_, _) => None,
+    };
     let summary = if state.level == Level::Pass {
         format!("{} of {stanza} is well again", name.as_str())
     } else {
@@ -185,6 +201,7 @@ pub fn event_of(
     Some(Event {
         severity: severity(state.level),
         was: Some(severity(worst)),
+        told_as,
         schedule: schedule.map(|facts| facts.name.clone()),
         ..event.of_stanza(stanza.clone())
     })
@@ -200,13 +217,14 @@ fn severity(level: Level) -> Severity {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::job::Outcome;
     use super::*;
 
     #[test]
     fn each_change_has_its_event() {
         let stanza: StanzaName = "main".parse().unwrap();
         let now = Timestamp::from_second(1_795_000_000).unwrap();
-        let trouble = |missed| Some(Trouble { missed, text: "x".to_owned() });
+        let trouble = |missed, told| Some(Trouble { missed, text: "x".to_owned(), told });
         let table = [
             (CheckId::Postgres, Level::Fail, Level::Pass, "process.crashed", Severity::Critical),
             (CheckId::Postgres, Level::Pass, Level::Fail, "process.recovered", Severity::Info),
@@ -220,15 +238,20 @@ mod tests {
             (CheckId::DiskSpace, Level::Warn, Level::Pass, "health.changed", Severity::Warning),
             (CheckId::DiskSpace, Level::Pass, Level::Warn, "health.changed", Severity::Info),
             (CheckId::PageChecksums, Level::Warn, Level::Pass, "health.changed", Severity::Warning),
+            (CheckId::Verify, Level::Fail, Level::Pass, "health.changed", Severity::Critical),
             (CheckId::Verify, Level::Pass, Level::Fail, "health.changed", Severity::Info),
             (CheckId::Schedule, Level::Warn, Level::Pass, "backup.missed", Severity::Warning),
         ];
-        let schedules = [ScheduleFacts {
-            name: "nightly".to_owned(),
-            backs_up: true,
-            trouble: trouble(true),
-            overdue: None,
-        }];
+        let nightly = |trouble| Facts {
+            schedules: vec![ScheduleFacts {
+                name: "nightly".to_owned(),
+                kind: JobKind::Backup,
+                trouble,
+                overdue: None,
+            }],
+            ..Facts::none(now)
+        };
+        let facts = nightly(trouble(true, None));
         for (id, level, before, kind, severity) in table {
             let mut check = check(id, level);
             if id == CheckId::Schedule {
@@ -237,31 +260,48 @@ mod tests {
             let name = ConditionName::of(&check.key);
             let state = State { level, checks: vec![check] };
             let event =
-                event_of(&stanza, &name, &state, Before::WELL.then(before), &schedules, now)
-                    .unwrap();
+                event_of(&stanza, &name, &state, Before::WELL.then(before), &facts, now).unwrap();
             assert_eq!((event.kind.as_str(), event.severity), (kind, severity), "{id} {level}");
             assert_eq!(event.stanza.as_ref(), Some(&stanza));
             assert_eq!(event.worst(), self::severity(level.max(before)), "{id} {level}");
             let scheduled = event.schedule.is_some();
             assert_eq!(scheduled, id == CheckId::Schedule);
         }
-        let mut check = check(CheckId::Schedule, Level::Warn);
-        check.key.of = Some("nightly".to_owned());
-        let name = ConditionName::of(&check.key);
-        let state = State { level: Level::Warn, checks: vec![check] };
-        let failed = [ScheduleFacts { trouble: trouble(false), ..schedules[0].clone() }];
-        let event = event_of(&stanza, &name, &state, Before::WELL, &failed, now).unwrap();
-        assert_eq!(event.kind, EventKind::ScheduleFailed);
-        // The job of the verification has told that.
-        let check = self::check(CheckId::Verify, Level::Fail);
-        let name = ConditionName::of(&check.key);
-        let state = State { level: Level::Fail, checks: vec![check] };
-        assert_eq!(event_of(&stanza, &name, &state, Before::WELL, &[], now), None);
+        // What a job has told is for those who do not hear of jobs.
+        let damaged = Facts { damage_told: true, ..Facts::none(now) };
+        let failed = nightly(trouble(false, Some(Outcome::Failed)));
+        for (id, facts, told_as) in [
+            (CheckId::Verify, &facts, Some(EventKind::VerifyFailed)),
+            (CheckId::PageChecksums, &facts, None),
+            (CheckId::PageChecksums, &damaged, Some(EventKind::BackupWarned)),
+            (CheckId::Schedule, &facts, None),
+            (CheckId::Schedule, &failed, Some(EventKind::BackupFailed)),
+            (CheckId::Schedule, &nightly(trouble(false, None)), None),
+        ] {
+            for level in [Level::Warn, Level::Pass] {
+                let mut check = check(id, level);
+                check.key.of = (id == CheckId::Schedule).then(|| "nightly".to_owned());
+                let name = ConditionName::of(&check.key);
+                let state = State { level, checks: vec![check] };
+                let event = event_of(&stanza, &name, &state, Before::WELL, facts, now).unwrap();
+                let expect = told_as.filter(|_| level == Level::Warn);
+                assert_eq!(event.told_as, expect, "{id} {level}");
+                if id == CheckId::Schedule
+                    && level == Level::Warn
+                    && facts.schedules != nightly(trouble(true, None)).schedules
+                {
+                    assert_eq!(event.kind, EventKind::ScheduleFailed);
+                }
+            }
+        }
         for (level, before) in [(Level::Warn, Level::Pass), (Level::Pass, Level::Warn)] {
             let check = self::check(CheckId::Notifications, level);
             let name = ConditionName::of(&check.key);
             let state = State { level, checks: vec![check] };
-            assert_eq!(event_of(&stanza, &name, &state, Before::WELL.then(before), &[], now), None);
+            assert_eq!(
+                event_of(&stanza, &name, &state, Before::WELL.then(before), &facts, now),
+                None
+            );
         }
     }
 
@@ -279,11 +319,30 @@ mod tests {
             let check = check(CheckId::Archiver, level);
             let name = ConditionName::of(&check.key);
             let state = State { level, checks: vec![check] };
-            let event = event_of(&stanza, &name, &state, before, &[], Timestamp::UNIX_EPOCH);
+            let epoch = Timestamp::UNIX_EPOCH;
+            let event = event_of(&stanza, &name, &state, before, &Facts::none(epoch), epoch);
             heard.push(event.unwrap().worst() == Severity::Critical);
             before = before.then(level);
         }
         assert_eq!(heard, [false, true, true, true, false, false]);
+    }
+
+    #[test]
+    fn a_server_that_comes_up_step_by_step_has_recovered() {
+        let (stanza, now) = ("main".parse().unwrap(), Timestamp::UNIX_EPOCH);
+        let mut before = Before::WELL;
+        let mut told = Vec::new();
+        for level in [Level::Fail, Level::Warn, Level::Pass, Level::Warn, Level::Pass] {
+            let check = check(CheckId::Postgres, level);
+            let name = ConditionName::of(&check.key);
+            let state = State { level, checks: vec![check] };
+            let event = event_of(&stanza, &name, &state, before, &Facts::none(now), now).unwrap();
+            told.push(event.kind.as_str());
+            before = before.then(level);
+        }
+        let expect = ["process.crashed", "health.changed", "process.recovered"];
+        assert_eq!(told[..3], expect);
+        assert_eq!(told[3..], ["health.changed", "health.changed"]);
     }
 
     #[test]

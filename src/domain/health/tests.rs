@@ -32,7 +32,7 @@ fn repository() -> RepositoryFacts {
 }
 
 fn schedule(trouble: Option<Trouble>) -> ScheduleFacts {
-    ScheduleFacts { name: "nightly".to_owned(), backs_up: true, trouble, overdue: None }
+    ScheduleFacts { name: "nightly".to_owned(), kind: JobKind::Backup, trouble, overdue: None }
 }
 
 fn server(up: Up) -> ServerFacts {
@@ -144,7 +144,7 @@ fn each_fault_has_its_check_and_level() {
         assert_eq!(worst(&checks), level, "nothing else is wrong: {checks:#?}");
         assert_eq!(checks.first().map(|check| check.level), Some(level), "worst first");
     }
-    let trouble = Some(Trouble { missed: true, text: "missed".to_owned() });
+    let trouble = Some(Trouble { missed: true, text: "missed".to_owned(), told: None });
     let schedules = vec![schedule(trouble)];
     let first = judge(&Facts { schedules, ..well() }).remove(0);
     assert_eq!((first.key.to_string(), first.level), ("schedule:nightly".to_owned(), Warn));

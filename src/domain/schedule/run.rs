@@ -137,6 +137,9 @@ pub struct Trouble {
     pub missed: bool,
     /// What happened, in words.
     pub text: String,
+    /// How the last try ended, if that was told as the last one.
+    #[serde(default)]
+    pub told: Option<Outcome>,
 }
 
 /// What a run would meet if it started now.
@@ -238,7 +241,9 @@ impl State {
                     "the run of {} {outcome} after {tries} tries; the last is job {job}",
                     run.slot
                 );
-                self.trouble = Some(Trouble { missed: false, text });
+                // A pause took the tries that were left, of which its job has told.
+                let told = (run.attempts > schedule.retries).then_some(outcome);
+                self.trouble = Some(Trouble { missed: false, text, told });
                 self.run = None;
                 return Some((self, Next::GivenUp));
             }
@@ -339,7 +344,7 @@ impl Schedule {
                 let text = format!(
                     "the run of {slot} failed ({tries} tries), and the next one was due already"
                 );
-                turn.state.trouble = Some(Trouble { missed: false, text });
+                turn.state.trouble = Some(Trouble { missed: false, text, told: None });
             }
             None => {}
         }
@@ -404,7 +409,7 @@ impl Turn {
     fn tell(&mut self, verdict: Verdict, slots: Slots, reason: &str) {
         if verdict == Verdict::Missed {
             let text = format!("the run of {} was missed: {reason}", slots.last);
-            self.state.trouble = Some(Trouble { missed: true, text });
+            self.state.trouble = Some(Trouble { missed: true, text, told: None });
         }
         self.told.push(Told { verdict, slots, reason: reason.to_owned() });
     }
