@@ -31,7 +31,7 @@ use crate::jobs::{self, Catalog, Context, JobsHandle, Keeper, Planner, Wal};
 use crate::metrics::Metrics;
 use crate::monitor::{self, MonitorHandle};
 use crate::notify::{self, Notifier};
-use crate::pgbackrest::command::{archive_command, archive_get};
+use crate::pgbackrest::command::archive_command;
 use crate::pgbackrest::runner::GRACE;
 use crate::postgres::bootstrap::{self, FirstStart};
 use crate::postgres::client::Password;
@@ -129,6 +129,7 @@ async fn serve(
     if let Some(contract) = &config.contract {
         server_env.extend(contract.server_variables().filter(|(name, _)| name != "HOME"));
     }
+    let archive_get = side.options.get("cmd").map_or_else(|| tool.binary.clone(), PathBuf::from);
     let server = match (&config.postgres, side.defaults) {
         (Some(postgres), Some(defaults)) => Some(ServerSide {
             stanza: stanza.clone(),
@@ -145,13 +146,15 @@ async fn serve(
                 environment.get("PATH").unwrap_or_default(),
                 pgdata::major_version(&postgres.data_dir),
             )?,
+            superuser: postgres.superuser.clone(),
             password: config.contract.as_ref().and_then(password),
             env: server_env,
             defaults,
             user_options: side.options,
             stop_patience: postgres.stop_timeout + STOP_RUNGS,
             heartbeat: postgres.heartbeat,
-            archive_get: archive_get(&tool.binary.display().to_string(), &stanza),
+            headrest: places::own_program(&config.state_dir)?,
+            archive_get,
             fence_dir: fence_dir(&config.state_dir),
         }),
         _ => None,

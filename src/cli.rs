@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 
 use self::entrypoint::Entry;
 use crate::config::{Config, ConfigErrors, Contract, Environment, Flags};
+use crate::pgbackrest::archive_get::ArchiveGet;
 use crate::process::become_program;
 
 /// The exit code of a configuration that cannot be used (`EX_USAGE` of sysexits.h).
@@ -44,6 +45,9 @@ enum Command {
     Doctor(Flags),
     /// Print the OpenAPI document
     Openapi,
+    /// What a server that recovers for a restore runs to get WAL from the archive
+    #[command(hide = true)]
+    ArchiveGet(ArchiveGet),
     /// What the container image starts: postgres and its arguments, or any other command
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Entrypoint {
@@ -71,8 +75,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return if error.use_stderr() { EXIT_CONFIG.into() } else { ExitCode::SUCCESS };
         }
     };
+    if let Command::ArchiveGet(archive_get) = &cli.command {
+        return archive_get.run().into();
+    }
     let environment = Environment::of_this_process();
     match cli.command {
+        Command::ArchiveGet(archive_get) => archive_get.run().into(),
         Command::Serve(flags) => match Config::load(&flags, &environment) {
             Ok(config) => crate::app::run(config, &environment),
             Err(errors) => refuse(&errors),

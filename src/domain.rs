@@ -17,6 +17,7 @@ pub mod restart;
 pub mod restore;
 pub mod retention;
 pub mod schedule;
+pub mod standstill;
 pub mod stanza;
 pub mod timeline;
 pub mod wal;

@@ -11,6 +11,7 @@ mod durable;
 pub mod install;
 pub mod pg_wal;
 pub mod pgdata;
+pub mod session;
 pub mod state;
 pub mod stray;
 pub mod supervisor;

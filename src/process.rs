@@ -14,4 +14,4 @@ pub mod stop;
 
 pub use capture::{CaptureError, Captured, capture};
 pub use end::End;
-pub use spawn::{Child, Output, Program, SpawnError, become_program};
+pub use spawn::{Child, Output, Program, SpawnError, Watched, become_program, run_here};

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -130,6 +130,35 @@ pub(super) fn warn_about_repository(options: &UserOptions, data_dir: &Path, in_c
 fn is_anonymous(root: &str) -> bool {
     let is_name = |part: &str| part.len() == 64 && part.bytes().all(|b| b.is_ascii_hexdigit());
     root.split('/').any(is_name)
+}
+
+/// Headrest's own executable, for PostgreSQL to run as its user. Where that user cannot reach it
+/// (below `/root`, or an executable that was replaced), a copy in the state directory.
+pub(super) fn own_program(state_dir: &Path) -> anyhow::Result<PathBuf> {
+    use rustix::fs::{Access, access};
+    let path = std::env::current_exe().context("cannot tell where Headrest's executable is")?;
+    if access(&path, Access::EXEC_OK).is_ok() {
+        return Ok(path);
+    }
+    let directory = state_dir.join("bin");
+    let (copy, temporary) = (directory.join("headrest"), directory.join("headrest.tmp"));
+    let make = || -> io::Result<()> {
+        fs::create_dir_all(&directory)?;
+        // The running one, wherever it is.
+        fs::copy("/proc/self/exe", &temporary)?;
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o700))?;
+        File::open(&temporary)?.sync_all()?;
+        fs::rename(&temporary, &copy)
+    };
+    make().with_context(|| {
+        format!("cannot copy Headrest's executable {} to {}", path.display(), copy.display())
+    })?;
+    tracing::info!(
+        "PostgreSQL's user cannot run {}: a restore will use the copy {}",
+        path.display(),
+        copy.display()
+    );
+    Ok(copy)
 }
 
 /// The configured admin token, or the generated one, which stays the same from start to start.

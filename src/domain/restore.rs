@@ -41,7 +41,7 @@ use super::recovery::{OnReached, RecoveryTarget};
 use super::words::words;
 use super::{BackupLabel, DatabaseName, JobId, Lsn, RepoKey, StanzaName, Timeline};
 
-pub use steer::{Awaiting, NewTarget, NotNow, Pinned, Steer};
+pub use steer::{Action, Awaiting, NewTarget, NotNow, Pinned, Steer, Wait};
 
 words! {
     /// A phase of a restore.
@@ -253,6 +253,15 @@ pub struct Journal {
     /// The segment that it waits for.
     #[serde(default)]
     pub awaited_segment: Option<String>,
+    /// What is known of what it waits for, in words.
+    #[serde(default)]
+    pub awaited_detail: Option<String>,
+    /// Since when it waits for that.
+    #[serde(default)]
+    pub awaiting_since: Option<Timestamp>,
+    /// Whether the recovering server can be looked at, and so be promoted, while it waits.
+    #[serde(default)]
+    pub consistent: bool,
     /// Where recovery ends, whatever WAL there may be: somebody accepted that the rest is left out, or
     /// there is no more before the target.
     #[serde(default)]
@@ -283,6 +292,10 @@ pub struct Journal {
     /// When the server was stopped: from then on there is no database.
     #[serde(default)]
     pub stopped_at: Option<Timestamp>,
+    /// Whether the history of every timeline that the archive knows is kept, so that none needs to be
+    /// asked for at the promotion.
+    #[serde(default)]
+    pub histories_known: bool,
     /// How often a promotion was tried and not found in the control data.
     #[serde(default)]
     pub promotions: u32,
@@ -338,6 +351,9 @@ impl Journal {
             undoes: None,
             awaiting: None,
             awaited_segment: None,
+            awaited_detail: None,
+            awaiting_since: None,
+            consistent: false,
             accepted_end: None,
             accepted_before: None,
             abandoned: false,
@@ -347,6 +363,7 @@ impl Journal {
             left_in: pinned.left_in,
             ended: pinned.ended,
             stopped_at: None,
+            histories_known: false,
             promotions: 0,
             attempts: 0,
             last_error: None,
@@ -370,8 +387,45 @@ impl Journal {
         self.archived_until = pinned.wal_end;
         (self.left_in, self.ended) = (pinned.left_in, pinned.ended);
         self.plan = Some(pinned.plan);
-        (self.awaiting, self.awaited_segment) = (None, None);
+        self.wait_for(None, self.written_at);
         (self.accepted_end, self.accepted_before) = (None, None);
+    }
+
+    /// What it waits for, in words for a person; empty when it waits for nothing.
+    pub fn waiting_text(&self) -> String {
+        let Some(awaiting) = self.awaiting else { return String::new() };
+        let what = match (awaiting, &self.awaited_segment) {
+            (Awaiting::Target, _) => format!("paused at {}", self.target),
+            (Awaiting::Gap, Some(segment)) => format!("waiting for WAL {segment}"),
+            (Awaiting::Gap, None) => "waiting for WAL that is missing".to_owned(),
+            (Awaiting::End, _) => format!("the WAL ends before {}", self.target),
+            (Awaiting::Repository, _) => "waiting for the repository".to_owned(),
+            (Awaiting::StopFile, _) => "waiting until pgBackRest is started again".to_owned(),
+            (Awaiting::Disk, _) => "waiting for room on the disk".to_owned(),
+            (Awaiting::Role, _) => "Headrest cannot connect to PostgreSQL".to_owned(),
+            (Awaiting::Standstill, _) => "nothing moves".to_owned(),
+        };
+        match &self.awaited_detail {
+            Some(detail) => format!("{what}: {detail}"),
+            None => what,
+        }
+    }
+
+    /// Notes what it waits for, and since when; `None` for nothing. Answers whether that changed.
+    pub fn wait_for(&mut self, wait: Option<&Wait>, now: Timestamp) -> bool {
+        let reason = wait.map(|wait| wait.reason);
+        let segment = wait.and_then(|wait| wait.segment.clone());
+        let detail = wait.map(|wait| wait.detail.clone()).filter(|detail| !detail.is_empty());
+        if (reason, &segment, &detail)
+            == (self.awaiting, &self.awaited_segment, &self.awaited_detail)
+        {
+            return false;
+        }
+        if reason != self.awaiting {
+            self.awaiting_since = reason.map(|_| now);
+        }
+        (self.awaiting, self.awaited_segment, self.awaited_detail) = (reason, segment, detail);
+        true
     }
 
     /// Whether the end of the WAL is where the target is: the server lived on past it without

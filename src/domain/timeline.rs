@@ -50,6 +50,12 @@ impl History {
         Ok(Self(ancestors))
     }
 
+    /// The file's text, with a reason of our own.
+    pub fn to_text(&self) -> String {
+        let line = |(timeline, until): &(Timeline, Lsn)| format!("{timeline}\t{until}\tunknown\n");
+        self.0.iter().map(line).collect()
+    }
+
     /// The timeline that it branched off from.
     pub fn parent(&self) -> Option<(Timeline, Lsn)> {
         self.0.last().copied()

@@ -150,7 +150,7 @@ async fn unfinished_restore(
             };
             job.restore_phase = Some(journal.phase);
             // It waits for nobody before its server is back.
-            (journal.awaiting, journal.awaited_segment) = (None, None);
+            journal.wait_for(None, clock::now());
             store.keep_journal(journal.clone()).await?;
             Ok(Found { resume: Some((job, journal, action)), fenced_by: Some(id) })
         }

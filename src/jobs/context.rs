@@ -34,6 +34,8 @@ pub struct ServerSide {
     pub archiving: Archiving,
     /// PostgreSQL's programs.
     pub binaries: Binaries,
+    /// The superuser that Headrest connects as.
+    pub superuser: String,
     /// The superuser's password, when a container was told it.
     pub password: Option<Password>,
     /// The environment of PostgreSQL's programs.
@@ -46,8 +48,10 @@ pub struct ServerSide {
     pub stop_patience: std::time::Duration,
     /// How often a commit is made of which time and place are noted; zero for never.
     pub heartbeat: std::time::Duration,
-    /// The server's `restore_command`.
-    pub archive_get: String,
+    /// Headrest's own executable, which the server runs as its `restore_command`.
+    pub headrest: PathBuf,
+    /// The pgBackRest that gets WAL for it: as the user configured (`cmd`), else as everywhere.
+    pub archive_get: PathBuf,
     /// Where the socket of a fenced server is.
     pub fence_dir: PathBuf,
 }

@@ -104,6 +104,11 @@ impl Journals {
         sync_directory(&self.directory).map_err(failed("sync the directory of"))
     }
 
+    /// Where the server's `restore_command` notes its attempts.
+    pub fn attempts_path(&self, stanza: &StanzaName) -> PathBuf {
+        self.directory.join(format!("{stanza}.attempts"))
+    }
+
     /// A directory for WAL that is kept during a restore.
     pub fn kept_wal_dir(&self, journal: &Journal) -> PathBuf {
         self.directory.join(format!("{}-{}-wal", journal.stanza, journal.id))

@@ -14,9 +14,10 @@ mod steer;
 mod waiting;
 mod wal;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, ServerSide};
@@ -26,7 +27,7 @@ use super::worker::{self, Ended, problem};
 use crate::clock;
 use crate::domain::Lsn;
 use crate::domain::job::{JobError, JobId, RestoreResult, RestoreSpec};
-use crate::domain::restore::{BootAction, Journal, Phase};
+use crate::domain::restore::{Awaiting, BootAction, Journal, Phase};
 use crate::pgbackrest::command::RestoreInPlace;
 use crate::pgbackrest::exit::Context as ExitContext;
 use crate::pgbackrest::log::Level;
@@ -95,6 +96,8 @@ struct Run<'a> {
     last_replayed: Option<Lsn>,
     /// What recovery waits for, in words.
     waiting_for: Option<String>,
+    /// When each reason to wait was notified last.
+    told: BTreeMap<Awaiting, Instant>,
 }
 
 pub(super) async fn run(
@@ -134,6 +137,7 @@ pub(super) async fn run(
         first_replayed: None,
         last_replayed: None,
         waiting_for: None,
+        told: BTreeMap::new(),
     };
     let stopped = match action {
         None => run.begin().await,
@@ -362,7 +366,7 @@ impl Run<'_> {
             self.helm.phases.tell(phase, None).await;
             self.leave_if_asked()?;
         }
-        (self.journal.awaiting, self.journal.awaited_segment) = (None, None);
+        self.journal.wait_for(None, clock::now());
         self.journal.phase = from.transition(phase).map_err(|refused| {
             Stop::NeedsOperator(problem("internal", format!("a bug in Headrest: {refused}"), &[]))
         })?;

@@ -246,9 +246,41 @@ pub fn archive_command(binary: &str, stanza: &StanzaName) -> String {
     format!("{} --stanza={stanza} archive-push %p", in_shell(binary))
 }
 
-/// The `restore_command` of a supervised server.
-pub fn archive_get(binary: &str, stanza: &StanzaName) -> String {
-    format!("{} --stanza={stanza} archive-get %f \"%p\"", in_shell(binary))
+/// The `restore_command` of a server that recovers for a restore: Headrest's own, which runs
+/// `pgbackrest archive-get` and notes what came of it ([`super::archive_get`]).
+#[derive(Debug, Clone)]
+pub struct RestoreCommand<'a> {
+    /// Headrest's executable.
+    pub headrest: &'a str,
+    /// pgBackRest's.
+    pub pgbackrest: &'a str,
+    /// The stanza.
+    pub stanza: &'a StanzaName,
+    /// The file for the notes.
+    pub notes: &'a str,
+    /// The run of the server, for the notes.
+    pub run: &'a str,
+    /// Files that recovery must not get.
+    pub withheld: Vec<&'a str>,
+    /// Whether it gets none at all: what is in `pg_wal` is all there is.
+    pub withhold_all: bool,
+}
+
+impl RestoreCommand<'_> {
+    /// The command, as PostgreSQL's shell will see it.
+    pub fn in_shell(&self) -> String {
+        let withheld = self.withheld.iter().map(|file| format!(" --withhold={file}"));
+        let withheld: String = withheld.collect();
+        let all = if self.withhold_all { " --withhold-all" } else { "" };
+        format!(
+            "{} archive-get --notes={} --run={}{withheld}{all} %f \"%p\" -- {} --stanza={} archive-get",
+            in_shell(self.headrest),
+            in_shell(self.notes),
+            in_shell(self.run),
+            in_shell(self.pgbackrest),
+            self.stanza,
+        )
+    }
 }
 
 /// A program's path in a command that PostgreSQL runs: it replaces %p and %f, so a % of the path itself
@@ -257,18 +289,6 @@ fn in_shell(binary: &str) -> String {
     let quoted =
         shlex::try_quote(binary).map_or_else(|_| binary.into(), std::borrow::Cow::into_owned);
     quoted.replace('%', "%%")
-}
-
-/// A `restore_command` that gets history files and no WAL: a server with it finds out which
-/// timeline is free, and cannot replay beyond what is in `pg_wal`.
-pub fn histories_only(archive_get: &str) -> String {
-    format!("case \"%f\" in *.history) {archive_get};; *) exit 1;; esac")
-}
-
-/// A `restore_command` that does as if the archive did not have these files.
-pub fn all_but<'a>(archive_get: &str, files: impl Iterator<Item = &'a String>) -> String {
-    let files: Vec<&str> = files.map(String::as_str).collect();
-    format!("case \"%f\" in {}) exit 1;; *) {archive_get};; esac", files.join("|"))
 }
 
 #[cfg(test)]
@@ -373,6 +393,31 @@ mod tests {
         --stanza=main --repo=1 --output=json --log-level-console=off --log-level-stderr=warn --no-log-timestamp repo-ls archive/main/15-1
         --stanza=main --repo=1 --log-level-console=off --log-level-stderr=warn --no-log-timestamp repo-get archive/main/15-1/00000002.history
         ");
+    }
+
+    #[test]
+    fn the_restore_command_is_headrests_own() {
+        let plain = RestoreCommand {
+            headrest: "/usr/bin/headrest",
+            pgbackrest: "/usr/bin/pgbackrest",
+            stanza: &main_stanza(),
+            notes: "/s/restore/main.attempts",
+            run: "01a2",
+            withheld: Vec::new(),
+            withhold_all: false,
+        };
+        let odd = RestoreCommand {
+            headrest: "/opt/100% ok/headrest",
+            pgbackrest: "/opt/it's/pgbackrest",
+            withheld: vec!["000000010000000000000004", "000000020000000000000006"],
+            withhold_all: true,
+            ..plain.clone()
+        };
+        let lines = [plain.in_shell(), odd.in_shell()].join("\n");
+        insta::assert_snapshot!(lines, @r#"
+        /usr/bin/headrest archive-get --notes=/s/restore/main.attempts --run=01a2 %f "%p" -- /usr/bin/pgbackrest --stanza=main archive-get
+        '/opt/100%% ok/headrest' archive-get --notes=/s/restore/main.attempts --run=01a2 --withhold=000000010000000000000004 --withhold=000000020000000000000006 --withhold-all %f "%p" -- "/opt/it's/pgbackrest" --stanza=main archive-get
+        "#);
     }
 
     #[test]

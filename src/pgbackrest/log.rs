@@ -227,6 +227,21 @@ pub fn milestone(line: &LogLine) -> Option<Milestone> {
     }
 }
 
+/// What a command that failed said: its errors with their further lines, else everything.
+pub fn errors_of(output: &str) -> String {
+    let mut parser = LineParser::new();
+    let lines: Vec<LogLine> = output.lines().filter_map(|line| parser.push(line)).collect();
+    let has_errors = lines.iter().any(|line| line.level == Level::Error);
+    let told = lines.iter().filter(|line| !has_errors || line.level == Level::Error);
+    let texts: Vec<&str> = told
+        .map(|line| match line.text.strip_prefix('[').and_then(|rest| rest.split_once("]: ")) {
+            Some((_, text)) if line.level == Level::Error => text,
+            _ => line.text.as_str(),
+        })
+        .collect();
+    texts.join("\n")
+}
+
 fn error(text: &str) -> Option<Milestone> {
     let (code, message) = text.strip_prefix('[')?.split_once("]: ")?;
     Some(Milestone::Error { code: code.parse().ok()?, message: message.to_owned() })

@@ -10,8 +10,10 @@ use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
+use super::session;
 use crate::domain::plan::Sample;
 use crate::domain::recovery::RestorePointName;
 use crate::domain::{Lsn, Timeline};
@@ -28,6 +30,8 @@ pub struct Address {
     pub port: u16,
     /// The database superuser.
     pub user: String,
+    /// The server's major version, for the session's settings.
+    pub major: Option<u16>,
     /// Its password, for a server that asks for one on the socket, too.
     pub password: Option<Password>,
 }
@@ -148,8 +152,8 @@ pub struct RecoveryFacts {
     pub last_commit_at: Option<Timestamp>,
     /// The process that replays.
     pub startup_pid: Option<i32>,
-    /// Whether it sleeps because no source had the WAL it needs.
-    pub waits_for_wal: bool,
+    /// What that process waits at, by PostgreSQL's names, for people.
+    pub waits_at: Option<String>,
     /// Whether it is paused: at its target, or because a setting is too low for what it replays.
     pub paused: bool,
 }
@@ -176,6 +180,29 @@ pub struct SafePoint {
     pub segment: String,
 }
 
+type Connected =
+    (Client, tokio_postgres::Connection<tokio_postgres::Socket, tokio_postgres::tls::NoTlsStream>);
+
+async fn connect(config: &tokio_postgres::Config) -> Result<Connected, QueryError> {
+    let connecting = timeout(PATIENCE, config.connect(NoTls)).await;
+    connecting
+        .map_err(|_| QueryError::TimedOut { patience: PATIENCE })?
+        .map_err(|source| QueryError::Server { source })
+}
+
+impl QueryError {
+    /// Whether the server refused with this code.
+    fn is(&self, code: &SqlState) -> bool {
+        matches!(self, Self::Server { source } if source.code() == Some(code))
+    }
+
+    /// Whether the server does not let this role in. Where everybody is trusted, as behind the
+    /// fence, that means that there is no such role, or that it may not log in.
+    pub fn refuses_the_role(&self) -> bool {
+        self.is(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
+    }
+}
+
 impl Connection {
     /// Connects. `lost` is notified when the connection ends, from whichever side.
     pub async fn open(
@@ -188,14 +215,20 @@ impl Connection {
             .port(address.port)
             .user(&address.user)
             .dbname("postgres")
-            .application_name("headrest");
+            .application_name("headrest")
+            .options(session::options(address.major, true));
         if let Some(password) = &address.password {
             config.password(password.0.expose_secret());
         }
-        let connecting = timeout(PATIENCE, config.connect(NoTls)).await;
-        let (client, driver) = connecting
-            .map_err(|_| QueryError::TimedOut { patience: PATIENCE })?
-            .map_err(|source| QueryError::Server { source })?;
+        let connected = match connect(&config).await {
+            Err(error) if error.is(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                // The role is no superuser: what only those may set is left as it is.
+                config.options(session::options(address.major, false));
+                connect(&config).await
+            }
+            connected => connected,
+        };
+        let (client, driver) = connected?;
         let driver = tokio::spawn(async move {
             // Why it ended is seen by whoever queries next.
             let _ = driver.await;
@@ -247,6 +280,12 @@ impl Connection {
         })
     }
 
+    /// Whether the role that we are connected as is a superuser.
+    pub async fn is_superuser(&self) -> Result<bool, QueryError> {
+        let row = self.row("SELECT current_setting('is_superuser') = 'on'", PATIENCE).await?;
+        Ok(row.is_true(0))
+    }
+
     /// How far recovery is.
     pub async fn recovery(&self) -> Result<RecoveryFacts, QueryError> {
         let row = self
@@ -254,8 +293,8 @@ impl Connection {
                 "SELECT pg_is_in_recovery(), pg_last_wal_replay_lsn(), \
                  extract(epoch FROM pg_last_xact_replay_timestamp()) * 1000000, \
                  (SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'), \
-                 (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'), \
-                 CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END",
+                 (SELECT wait_event_type || ':' || wait_event FROM pg_stat_activity WHERE \
+                 backend_type = 'startup'), CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END",
                 PATIENCE,
             )
             .await?;
@@ -265,9 +304,7 @@ impl Connection {
             replayed: row.parse(1),
             last_commit_at: row.micros(2),
             startup_pid: row.parse(3),
-            waits_for_wal: row
-                .text(4)
-                .is_some_and(|event| event == "RecoveryRetrieveRetryInterval"),
+            waits_at: row.text(4),
         })
     }
 

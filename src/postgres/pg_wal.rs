@@ -72,6 +72,21 @@ pub fn cut(pg_wal: &Path, end: Lsn, size: SegmentSize) -> io::Result<()> {
     File::open(pg_wal)?.sync_all()
 }
 
+/// Whether nothing was ever written in a segment behind a position: where the next record's length
+/// would stand, or the next page's header, there are zeroes (PostgreSQL source, `xlogrecord.h`).
+pub fn is_unwritten_at(path: &Path, segment: WalSegment, at: Lsn) -> io::Result<bool> {
+    if at < segment.start() || at >= segment.end() {
+        return Ok(false);
+    }
+    // Records begin at multiples of 8.
+    let from = (at.get() - segment.start().get()).next_multiple_of(8);
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(from))?;
+    let mut next = [1; 16];
+    let length = file.read(&mut next)?;
+    Ok(next[..length].iter().all(|byte| *byte == 0))
+}
+
 /// The segment that a path names.
 pub fn segment_of(path: &Path, size: SegmentSize) -> Option<WalSegment> {
     WalSegment::parse(path.file_name()?.to_str()?, size).ok()

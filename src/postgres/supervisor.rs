@@ -73,8 +73,8 @@ pub struct FencedStart {
     pub timeline: String,
     /// The target's settings, name and value; none for the end of all WAL.
     pub target: Vec<(&'static str, String)>,
-    /// `restore_command` instead of the one that the restore wrote.
-    pub restore_command: Option<String>,
+    /// `restore_command`, instead of the one that the restore wrote.
+    pub restore_command: String,
     /// Settings that a hot standby needs at least at these values.
     pub setting_floors: BTreeMap<String, u64>,
 }
@@ -117,6 +117,8 @@ pub struct Status {
     pub next_start_at: Option<Timestamp>,
     /// Where it can be reached.
     pub address: Option<Address>,
+    /// Whether the server runs and lets none of the roles in that Headrest can connect as.
+    pub no_role: bool,
     /// `server_version`.
     pub version: Option<String>,
     /// `pg_stat_archiver`, as of some seconds ago.
@@ -280,6 +282,7 @@ impl Status {
             last_exit: None,
             next_start_at: None,
             address: None,
+            no_role: false,
             version: None,
             archiver: None,
             held: false,

@@ -60,6 +60,36 @@ pub fn title(pid: i32) -> Option<String> {
     Some(text.trim_end().to_owned())
 }
 
+/// What a process has done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Activity {
+    /// Bytes read and written, also from and to caches.
+    io_bytes: u64,
+    /// Time on a processor, in clock ticks.
+    cpu_ticks: u64,
+}
+
+impl Activity {
+    /// Whether it has done more than look whether there is something to do.
+    pub fn is_more_than(self, before: Self) -> bool {
+        self.io_bytes.saturating_sub(before.io_bytes) > 256 << 10
+            || self.cpu_ticks.saturating_sub(before.cpu_ticks) > 20
+    }
+}
+
+/// What a process has done so far; `None` when it cannot be read (proc(5), `io` and `stat`).
+pub fn activity(pid: i32) -> Option<Activity> {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    let bytes = io.lines().filter_map(|line| {
+        let value = line.strip_prefix("rchar:").or_else(|| line.strip_prefix("wchar:"))?;
+        value.trim().parse::<u64>().ok()
+    });
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, tail) = stat.rsplit_once(')')?;
+    let ticks = tail.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok());
+    Some(Activity { io_bytes: bytes.sum(), cpu_ticks: ticks.sum() })
+}
+
 /// All living processes whose working directory is `directory`.
 pub fn processes_in(directory: &Path) -> Vec<Pid> {
     all_pids()

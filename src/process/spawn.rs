@@ -7,12 +7,15 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
-use rustix::process::Pid;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use tokio::process::{ChildStderr, ChildStdout};
 
 use super::end::End;
@@ -154,6 +157,69 @@ pub fn become_program(
     let mut command = std::process::Command::new(&path);
     let source = command.args(args).envs(env).exec();
     SpawnError { program: path.as_ref().into(), source }
+}
+
+/// How a program ended that was run in our own place.
+#[derive(Debug)]
+pub struct Watched {
+    /// How; `None` when it was ended because nobody wants its result any more.
+    pub end: Option<End>,
+    /// The end of what it wrote.
+    pub output: String,
+}
+
+/// The most that is kept of the output of [`run_here`], in bytes.
+const OUTPUT_KEPT: u64 = 16 << 10;
+
+/// Runs a program to its end without a runtime, in our process group and environment, so that a
+/// signal to the group ends both. Its output is passed on to our standard error and its end kept.
+/// Asks `is_unwanted` every so often, and then ends it.
+pub fn run_here<'a>(
+    path: &OsStr,
+    args: impl Iterator<Item = &'a OsString>,
+    every: Duration,
+    is_unwanted: impl Fn() -> bool,
+) -> Result<Watched, SpawnError> {
+    let failed = |source| SpawnError { program: path.into(), source };
+    // Neither a pipe, which whoever it leaves behind would keep open, nor a file on a full disk.
+    let output = rustix::fs::memfd_create("output", rustix::fs::MemfdFlags::CLOEXEC);
+    let mut output = File::from(output.map_err(|error| failed(error.into()))?);
+    #[expect(clippy::disallowed_methods, reason = "this is the one module that spawns")]
+    let mut command = std::process::Command::new(path);
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().map_err(failed)?)
+        .stderr(output.try_clone().map_err(failed)?);
+    let mut child = command.spawn().map_err(failed)?;
+    let mut unwanted = false;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    // A descriptor that becomes readable when the process ends; without one it is waited for blindly.
+    let ends = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    if let Some(ends) = ends {
+        let timeout = rustix::time::Timespec::try_from(every).unwrap_or_default();
+        loop {
+            match poll(&mut [PollFd::new(&ends, PollFlags::IN)], Some(&timeout)) {
+                Ok(0) if is_unwanted() => {
+                    unwanted = true;
+                    let _ = rustix::process::pidfd_send_signal(&ends, Signal::TERM);
+                    break;
+                }
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(_) => break,
+            }
+        }
+    }
+    let status = child.wait().map_err(failed)?;
+    let length = output.seek(SeekFrom::End(0)).unwrap_or(0);
+    let mut kept = Vec::new();
+    let _ = output.seek(SeekFrom::Start(length.saturating_sub(OUTPUT_KEPT)));
+    let _ = output.read_to_end(&mut kept);
+    let _ = std::io::stderr().write_all(&kept);
+    Ok(Watched {
+        end: (!unwanted).then(|| End::from_status(status)),
+        output: String::from_utf8_lossy(&kept).into_owned(),
+    })
 }
 
 impl Child {

@@ -25,6 +25,7 @@ mod restore_tools;
 mod restores;
 mod retention;
 mod short_routes;
+mod slow_archive;
 mod steer;
 mod story;
 mod undo;

@@ -13,6 +13,7 @@ pub(crate) const GOOD_INFO: &str = r#"[{"archive":[{"database":{"id":1,"repo-key
 const SCRIPT: &str = r#"#!/bin/sh
 case "$*" in
 *archive-push*) command=archive-push ;;
+*archive-get*) command=archive-get ;;
 *) for command; do :; done ;;
 esac
 [ -f "DIRECTORY/$command" ] && . "DIRECTORY/$command"
@@ -65,7 +66,10 @@ impl Fake {
         let script = script.replace("OTHERWISE", otherwise);
         fs::write(fake.program(), script).expect("write");
         fs::set_permissions(fake.program(), fs::Permissions::from_mode(0o755)).expect("chmod");
-        instance.set("HEADREST_PGBACKREST__BIN", fake.program().display().to_string());
+        let program = fake.program().display().to_string();
+        // What the real one writes into restore_command is the fake, too.
+        instance.set("PGBACKREST_CMD", program.clone());
+        instance.set("HEADREST_PGBACKREST__BIN", program);
         fake
     }
 
@@ -79,6 +83,12 @@ impl Fake {
         let new = self.directory.join(format!("{command}.new"));
         fs::write(&new, format!("{script}\nexit\n")).expect("write");
         fs::rename(&new, self.directory.join(command)).expect("rename");
+    }
+
+    /// From now on this command begins only after so many seconds, then does what the real one does.
+    pub(crate) fn delay(&self, command: &str, seconds: f64) {
+        let real = files::pgbackrest();
+        self.on(command, &format!("sleep {seconds}\nexec '{}' \"$@\"", real.display()));
     }
 
     /// From now on this command is done as it was in the beginning.

@@ -48,6 +48,11 @@ pub fn of_wait(job: &Job, awaiting: Awaiting, at: jiff::Timestamp) -> Event {
         Awaiting::Target => "its target is reached; look, then promote, retarget or abandon it",
         Awaiting::Gap => "WAL is missing; bring it back, or promote without it",
         Awaiting::End => "the WAL ends before its target; promote there, retarget or abandon it",
+        Awaiting::Repository => "the repository does not give WAL; make it answer, or abandon it",
+        Awaiting::StopFile => "pgBackRest is stopped; run `pgbackrest start`",
+        Awaiting::Disk => "the disk is full; free space there",
+        Awaiting::Role => "the role that Headrest connects as does not exist at its target",
+        Awaiting::Standstill => "nothing moves, and the reason is not known; look at its log",
     };
     let summary = format!("{} of {} waits: {reason}", what(job), job.spec.stanza());
     about(job, EventKind::RestoreWaiting, at, &summary)
@@ -309,9 +314,16 @@ mod tests {
     #[test]
     fn a_restore_that_waits_says_for_what() {
         let restore = job(specs()[1].clone(), JobState::Running);
-        for (awaiting, part) in
-            [(Awaiting::Target, "reached"), (Awaiting::Gap, "missing"), (Awaiting::End, "ends")]
-        {
+        for (awaiting, part) in [
+            (Awaiting::Target, "reached"),
+            (Awaiting::Gap, "missing"),
+            (Awaiting::End, "ends"),
+            (Awaiting::Repository, "repository"),
+            (Awaiting::StopFile, "pgbackrest start"),
+            (Awaiting::Disk, "disk"),
+            (Awaiting::Role, "role"),
+            (Awaiting::Standstill, "not known"),
+        ] {
             let event = of_wait(&restore, awaiting, at(5));
             assert_eq!((event.kind, event.at), (EventKind::RestoreWaiting, at(5)));
             assert!(event.summary.contains(part), "{}", event.summary);

@@ -22,6 +22,123 @@ words! {
         Gap = "wal-gap",
         /// The WAL ends before the target.
         End = "end-before-target",
+        /// The repository does not answer, or does not let us read.
+        Repository = "repository-unavailable",
+        /// pgBackRest was stopped (`pgbackrest stop`) and gives no WAL.
+        StopFile = "stop-file",
+        /// There is no room for the WAL that recovery needs.
+        Disk = "disk-full",
+        /// The role that Headrest connects as does not exist in the restored data.
+        Role = "role-missing",
+        /// Nothing moves, and the reason is not known.
+        Standstill = "no-progress",
+    }
+}
+
+/// What a restore waits for, with what is known of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wait {
+    /// For what.
+    pub reason: Awaiting,
+    /// The WAL segment that it needs, where it needs one.
+    pub segment: Option<String>,
+    /// What is known, in words; empty when the reason says everything.
+    pub detail: String,
+}
+
+impl Wait {
+    /// A wait for a WAL segment.
+    pub fn at(reason: Awaiting, segment: impl std::fmt::Display, detail: impl Into<String>) -> Self {
+        Self { reason, segment: Some(segment.to_string()), detail: detail.into() }
+    }
+
+    /// A wait for something else.
+    pub fn of(reason: Awaiting, detail: impl Into<String>) -> Self {
+        Self { reason, segment: None, detail: detail.into() }
+    }
+}
+
+words! {
+    /// What somebody can do to a restore.
+    Action {
+        /// Promote the server as it is now.
+        Promote = "promote",
+        /// Go on to another target.
+        Retarget = "retarget",
+        /// Bring back what was there before.
+        Abandon = "abandon",
+        /// Restore what was there before this restore, after its end.
+        Undo = "undo",
+    }
+}
+
+impl Awaiting {
+    /// What must be accepted by name to promote a server that waits for this; `None` when nothing
+    /// is left out by it.
+    pub fn to_be_accepted(self) -> Option<CheckId> {
+        match self {
+            Self::Target => None,
+            Self::Gap | Self::Repository | Self::StopFile | Self::Disk | Self::Standstill => {
+                Some(CheckId::WalGap)
+            }
+            Self::End => Some(CheckId::Target),
+            // Nobody can promote it: Headrest cannot connect.
+            Self::Role => Some(CheckId::Target),
+        }
+    }
+
+    /// What somebody can do about it, in words for that person.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::Target => {
+                "The target is reached. Look at the data, then promote it, go on to another target, \
+                 or abandon the restore: then what was there before comes back."
+            }
+            Self::Gap => {
+                "Bring the segment back, and recovery goes on by itself. Or promote what there is, \
+                 accepting \"wal-gap\": what comes after the gap is left out. Or choose a target \
+                 before it, or abandon the restore."
+            }
+            Self::End => {
+                "The WAL ends before the target. Choose another target, promote what there is, \
+                 accepting \"target\", or abandon the restore."
+            }
+            Self::Repository => {
+                "Make the repository answer (is it mounted and reachable, are the credentials right?), \
+                 and recovery goes on by itself. Or promote what there is, accepting \"wal-gap\": what \
+                 the repository still has is left out. Or abandon the restore."
+            }
+            Self::StopFile => {
+                "Run `pgbackrest start` as the user that PostgreSQL runs as, and recovery goes on by \
+                 itself. Or abandon the restore."
+            }
+            Self::Disk => {
+                "Free space on that file system, or enlarge it, and recovery goes on by itself. Never \
+                 remove files from pg_wal by hand."
+            }
+            Self::Role => {
+                "Abandon the restore, choose a target at which the role exists, or set \
+                 postgres.superuser to a superuser of that time and start Headrest again."
+            }
+            Self::Standstill => {
+                "Look at GET /api/v1/processes/postgres/log and at the machine's disks. If it goes on, \
+                 nothing has to be done. Else abandon the restore, or promote what there is, accepting \
+                 \"wal-gap\"."
+            }
+        }
+    }
+
+    /// What can be done to a restore in this phase that waits for this. `consistent` is whether
+    /// Headrest is connected to the recovering server.
+    pub fn actions(self, phase: Phase, consistent: bool) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if matches!(phase, Phase::Recovering | Phase::Verified) {
+            if consistent && self != Self::Role {
+                actions.push(Action::Promote);
+            }
+            actions.extend([Action::Retarget, Action::Abandon]);
+        }
+        actions
     }
 }
 
@@ -84,12 +201,10 @@ impl Steer {
         let waits = matches!(phase, Phase::Recovering | Phase::Verified);
         let Some(awaiting) = awaiting.filter(|_| waits) else { return Err(NotNow::Phase(phase)) };
         let Self::Promote { accept } = self else { return Ok(()) };
-        let needed = match awaiting {
-            Awaiting::Target => return Ok(()),
-            Awaiting::Gap => CheckId::WalGap,
-            Awaiting::End => CheckId::Target,
-        };
-        if accept.contains(&needed) { Ok(()) } else { Err(NotNow::NotAccepted(needed)) }
+        match awaiting.to_be_accepted() {
+            Some(needed) if !accept.contains(&needed) => Err(NotNow::NotAccepted(needed)),
+            Some(_) | None => Ok(()),
+        }
     }
 }
 

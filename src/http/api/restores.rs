@@ -14,7 +14,7 @@ use super::stanzas::on_conflict;
 use super::{Page, asked, page, page_limit};
 use crate::domain::job::{Job, JobKind, JobSpec, OnConflict, RestoreSpec};
 use crate::domain::plan::check::CheckId;
-use crate::domain::restore::{Awaiting, Journal};
+use crate::domain::restore::{Action, Journal};
 use crate::domain::{JobId, StanzaName};
 use crate::http::auth::Caller;
 use crate::http::extract::{Id, IdempotencyKey, Json as Body, Prefer, Query, Stanza};
@@ -264,10 +264,16 @@ pub(in crate::http) struct RestoreView {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Awaiting)]
 pub(in crate::http) struct AwaitingView {
-    /// target-reached, wal-gap or end-before-target.
+    /// target-reached, wal-gap, end-before-target, repository-unavailable, stop-file, disk-full,
+    /// role-missing or no-progress.
     reason: &'static str,
+    /// Since when.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    since: Option<Timestamp>,
     /// The WAL segment that is missing, or beyond the end.
     segment: Option<String>,
+    /// What is known of it, with pgBackRest's own message where there is one.
+    detail: Option<String>,
     /// What to do.
     text: &'static str,
     /// How to look at the data, as root or as the user that PostgreSQL runs as; null when nobody
@@ -292,21 +298,22 @@ pub(in crate::http) struct UndoPointView {
 
 impl RestoreView {
     fn new(state: &AppState, job: Job, spec: &RestoreSpec, journal: Option<Journal>) -> Self {
-        let mut actions = Vec::new();
         let over = job.state.is_final();
-        let awaiting = journal.as_ref().filter(|_| !over).and_then(|journal| journal.awaiting);
-        if awaiting.is_some() {
-            actions.extend(["promote", "retarget", "abandon"]);
-        }
+        let waits = journal.as_ref().filter(|_| !over);
+        let waits = waits.and_then(|journal| Some((journal, journal.awaiting?)));
+        let mut actions = waits.map_or_else(Vec::new, |(journal, awaiting)| {
+            awaiting.actions(journal.phase, journal.consistent)
+        });
         if over && journal.as_ref().is_some_and(|journal| undo_timeline(journal).is_some()) {
-            actions.push("undo");
+            actions.push(Action::Undo);
         }
-        let segment = journal.as_ref().and_then(|journal| journal.awaited_segment.clone());
-        let awaiting = awaiting.map(|awaiting| AwaitingView {
+        let awaiting = waits.map(|(journal, awaiting)| AwaitingView {
             reason: awaiting.as_str(),
-            segment,
-            text: advice(awaiting),
-            look: look(state),
+            since: journal.awaiting_since,
+            segment: journal.awaited_segment.clone(),
+            detail: journal.awaited_detail.clone(),
+            text: awaiting.advice(),
+            look: look(state).filter(|_| journal.consistent),
         });
         let of = |pick: &dyn Fn(&Journal) -> Option<u32>| journal.as_ref().and_then(pick);
         let target = journal.as_ref().map_or(&spec.target, |journal| &journal.target);
@@ -322,7 +329,7 @@ impl RestoreView {
             databases: spec.databases.iter().map(ToString::to_string).collect(),
             accepted: accepted.iter().map(|id| id.as_str()).collect(),
             awaiting,
-            actions,
+            actions: actions.into_iter().map(Action::as_str).collect(),
             undo_point: undo_point.map(|point| UndoPointView {
                 timeline: point.timeline.get(),
                 lsn: point.lsn.to_string(),
@@ -333,25 +340,6 @@ impl RestoreView {
             attempts: journal.as_ref().map_or(0, |journal| journal.attempts),
             last_error: journal.and_then(|journal| journal.last_error),
             job: job.into(),
-        }
-    }
-}
-
-/// What somebody can do about it.
-pub(in crate::http) fn advice(awaiting: Awaiting) -> &'static str {
-    match awaiting {
-        Awaiting::Target => {
-            "The target is reached. Look at the data, then promote it, go on to another target, or \
-             abandon the restore: then what was there before comes back."
-        }
-        Awaiting::Gap => {
-            "Bring the segment back, and recovery goes on by itself. Or promote what there is, \
-             accepting \"wal-gap\": what comes after the gap is left out. Or choose a target before \
-             it, or abandon the restore."
-        }
-        Awaiting::End => {
-            "The WAL ends before the target. Choose another target, promote what there is, \
-             accepting \"target\", or abandon the restore."
         }
     }
 }

@@ -8,7 +8,6 @@ use crate::domain::restore::Journal;
 use crate::domain::schedule::run::Step;
 use crate::domain::window::Window;
 use crate::http::api::jobs::describe;
-use crate::http::api::restores::advice;
 use crate::pgbackrest::info::{self, StanzaStatus};
 use crate::postgres::state::ServerState;
 use crate::postgres::supervisor::{Archiving, Status};
@@ -178,8 +177,13 @@ pub(super) fn restoring_fact(journal: Option<&Journal>) -> Fact {
             fact(Tone::Busy, "Restoring", &format!("to {target}: {}", journal.phase.describe()))
         }
         Some(awaiting) => {
-            let wal = journal.awaited_segment.as_ref().map(|wal| format!(" (WAL {wal})"));
-            let text = format!("{}{}", advice(awaiting), wal.unwrap_or_default());
+            let actions = awaiting.actions(journal.phase, journal.consistent);
+            let actions: Vec<&str> = actions.iter().map(|action| action.as_str()).collect();
+            let possible = match actions.as_slice() {
+                [] => String::new(),
+                some => format!(" Possible now: {}.", some.join(", ")),
+            };
+            let text = format!("{}. {}{possible}", journal.waiting_text(), awaiting.advice());
             fact(Tone::Warn, "The restore waits for you", &text)
         }
     }

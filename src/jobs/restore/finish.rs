@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use super::super::worker::problem;
 use super::{Next, Run, Stop};
 use crate::domain::recovery::RecoveryTarget;
-use crate::domain::restore::{Awaiting, Phase, promoted};
+use crate::domain::restore::{Awaiting, Phase, Wait, promoted};
 use crate::pgbackrest::log::Level;
 use crate::postgres::client::{Connection, RecoveryFacts};
 
@@ -48,13 +48,10 @@ impl Run<'_> {
     ) -> Result<Next, Stop> {
         let last = self.result.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string());
         let text = format!(
-            "paused at {}, last commit {last}: look, then promote, choose another target, or \
-             abandon the restore",
-            self.journal.target
+            "the last commit is of {last}. Look at the data, then promote it, choose another target, or \
+             abandon the restore"
         );
-        self.wait_for(Some(Awaiting::Target), None).await;
-        self.recorder.say(Level::Info, text.clone()).await;
-        self.recorder.stands_at(&text).await;
+        self.wait_for(Some(Wait::of(Awaiting::Target, text)), true).await;
         loop {
             self.shutting_down()?;
             if let Some(order) = self.decision()

@@ -1,20 +1,25 @@
 //! Following a fenced server to the end of its recovery, and promoting it.
 //!
 //! With a target the end is where the server pauses by itself. Without one it is where WAL stops: the
-//! server waits for a segment that nobody has. The same waiting, for a segment that the archive has
-//! or should have, is a gap; then it goes on waiting, says for what, and takes decisions.
+//! server has asked for a segment once more that no repository has (`domain::standstill`). The same
+//! about a segment that should be there is a gap; then the restore waits, says for what, and takes
+//! decisions. `waiting.rs` tells the reasons apart.
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::super::worker::problem;
-use super::waiting::{SAY_EVERY, Still, Waiting};
+use super::waiting::{Consulted, Progress, is_about_room};
 use super::{Next, Run, Stop};
-use crate::domain::WalSegment;
+use crate::clock;
 use crate::domain::recovery::{OnReached, RecoveryTarget};
-use crate::domain::restore::{Awaiting, Phase};
-use crate::pgbackrest::command::{all_but, histories_only};
+use crate::domain::restore::{Awaiting, Phase, Wait};
+use crate::domain::standstill::{Attempt, Standstill, Watcher};
+use crate::domain::{JobId, WalSegment};
+use crate::pgbackrest::archive_get::end_mark;
+use crate::pgbackrest::attempts;
+use crate::pgbackrest::command::RestoreCommand;
 use crate::pgbackrest::log::Level;
 use crate::postgres::client::{Connection, RecoveryFacts};
 use crate::postgres::pg_wal;
@@ -23,11 +28,11 @@ use crate::postgres::supervisor::{FencedStart, Order};
 
 /// How often recovery is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(40);
-/// How often a fenced server that leaves is started again.
+/// How often a fenced server that leaves is started again, without having come further meanwhile.
 const STARTS: u32 = 5;
 
 /// How a look at recovery came out.
-enum Seen {
+pub(super) enum Seen {
     /// It goes on.
     Going,
     /// It is where it should end; this is what it shows.
@@ -39,12 +44,13 @@ enum Seen {
 /// What is remembered from look to look.
 pub(super) struct Following {
     pub(super) connection: Option<Connection>,
-    pub(super) starts: u32,
-    pub(super) still: Still,
-    pub(super) said: Option<Instant>,
-    /// What the title of the startup process was before consistency, and since when.
-    pub(super) title: Option<(String, Instant)>,
-    pub(super) doubted: Option<Instant>,
+    starts: u32,
+    /// The run of the server, for the notes of its `restore_command`.
+    run: String,
+    pub(super) watcher: Watcher,
+    pub(super) progress: Progress,
+    /// What the repository was asked about a segment.
+    pub(super) consulted: Option<Consulted>,
 }
 
 impl Run<'_> {
@@ -53,10 +59,10 @@ impl Run<'_> {
         let mut following = Following {
             connection: None,
             starts: 0,
-            still: None,
-            said: None,
-            title: None,
-            doubted: None,
+            run: String::new(),
+            watcher: Watcher::default(),
+            progress: Progress::new(),
+            consulted: None,
         };
         let facts = loop {
             match self.look(&mut following).await? {
@@ -81,6 +87,7 @@ impl Run<'_> {
                 other => return Ok(other),
             }
         }
+        self.fetch_no_more(&following.run).await;
         self.promote(&connection).await
     }
 
@@ -91,7 +98,12 @@ impl Run<'_> {
         match status.state {
             ServerState::Down | ServerState::Failed => {
                 following.connection = None;
-                self.start_again(following, status.state, status.reason).await?;
+                if let Some(order) = self.decision()
+                    && let Some(next) = self.obey(order, false).await?
+                {
+                    return Ok(Seen::Elsewhere(next));
+                }
+                return self.start_again(following, status.state, status.reason).await;
             }
             ServerState::Ready => {
                 let message = "PostgreSQL was promoted by hand before the restore was decided";
@@ -106,6 +118,8 @@ impl Run<'_> {
             | ServerState::Recovering
             | ServerState::Stopping => {}
         }
+        // Before the position is asked for: what was replayed by then is in it.
+        let attempts = self.attempts(following);
         if following.connection.is_none() && status.state == ServerState::Recovering {
             following.connection = self.connect().await;
         }
@@ -118,36 +132,61 @@ impl Run<'_> {
         {
             return Ok(Seen::Elsewhere(next));
         }
+        if following.progress.saw(facts.as_ref(), &attempts, status.state) {
+            following.consulted = None;
+            if self.journal.awaiting.is_some() {
+                self.wait_no_more().await;
+            }
+        }
         let Some(facts) = facts else {
             following.connection = None;
-            following.still = None;
-            self.look_before_consistency(following).await;
-            return Ok(Seen::Going);
+            return self.look_without_connection(following, &attempts, &status).await;
         };
         self.tell_progress(&facts).await;
         if facts.paused {
             return self.on_pause(facts).await;
         }
-        match self.standstill(&facts, &mut following.still) {
-            None => {}
-            Some(_) if self.journal.accepted_end.is_some() => return self.at_the_cut(facts).await,
-            Some(_)
-                if facts.replayed.is_some() && facts.replayed == self.journal.accepted_before =>
-            {
-                return self.end_and_start_again().await;
+        let standstill = following.watcher.look(&attempts, facts.replayed);
+        if standstill.is_some() && self.journal.accepted_end.is_some() {
+            return self.at_the_cut(facts).await;
+        }
+        if standstill.is_some()
+            && facts.replayed.is_some()
+            && facts.replayed == self.journal.accepted_before
+        {
+            return self.end_and_start_again().await;
+        }
+        match standstill {
+            None => {
+                self.explain_the_wait(following, &attempts, Some(&facts), &status).await;
             }
-            Some(Waiting::AtGap(segment)) => {
-                self.wait_for(Some(Awaiting::Gap), Some(segment)).await;
-                if following.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
-                    following.said = Some(Instant::now());
-                    self.say_gap(segment).await;
+            Some(Standstill::Failing(file, failure)) => {
+                if let Some(wait) = self.cause_of(&file, &failure, following).await {
+                    self.wait_for(Some(wait), true).await;
                 }
             }
-            Some(Waiting::AtTheEnd(segment)) => {
-                return self.at_the_end(segment, facts, following).await;
+            Some(Standstill::Useless(file)) => {
+                return self.at_a_useless_segment(&file, Some(facts), following).await;
+            }
+            Some(Standstill::NotFound(file)) => {
+                if let Some(segment) = self.wanted_by(&file) {
+                    return self.at_the_end(segment, facts, following).await;
+                }
             }
         }
         Ok(Seen::Going)
+    }
+
+    /// What `restore_command` has tried since the server was started.
+    fn attempts(&self, following: &Following) -> Vec<Attempt> {
+        let path = self.context.journals.attempts_path(&self.journal.stanza);
+        match attempts::read(&path, &following.run) {
+            Ok(attempts) => attempts,
+            Err(error) => {
+                tracing::debug!("cannot read the notes in {}: {error}", path.display());
+                Vec::new()
+            }
+        }
     }
 
     /// A server that is down, in the middle of recovery, is started again.
@@ -156,10 +195,25 @@ impl Run<'_> {
         following: &mut Following,
         state: ServerState,
         reason: Option<String>,
-    ) -> Result<(), Stop> {
+    ) -> Result<Seen, Stop> {
+        let reason = reason.unwrap_or_default();
+        let for_want_of_room = is_about_room(&reason);
+        if for_want_of_room {
+            let missing = self.room_that_is_missing();
+            let text = missing.clone().unwrap_or_else(|| reason.clone());
+            self.wait_for(Some(Wait::of(Awaiting::Disk, text)), false).await;
+            if missing.is_some() {
+                sleep(Duration::from_millis(500)).await;
+                return Ok(Seen::Going);
+            }
+        } else if self.journal.awaiting.is_some() {
+            self.wait_no_more().await;
+        }
+        if following.progress.since_start() || for_want_of_room {
+            following.starts = 0;
+        }
         let starts = following.starts;
         if starts >= STARTS || state == ServerState::Failed && starts > 0 {
-            let reason = reason.unwrap_or_default();
             return Err(Stop::NeedsOperator(problem(
                 "recovery-failed",
                 format!("PostgreSQL does not recover: {reason}"),
@@ -167,12 +221,17 @@ impl Run<'_> {
             )));
         }
         // What made it leave may take a moment to go away.
-        sleep(Duration::from_millis(500) * starts).await;
+        let pause = if for_want_of_room { 4 } else { starts };
+        sleep(Duration::from_millis(500) * pause).await;
         following.starts += 1;
-        self.start_fenced().await
+        following.progress.starts();
+        following.watcher = Watcher::default();
+        following.run = JobId::new(clock::now()).to_string();
+        self.start_fenced(&following.run).await?;
+        Ok(Seen::Going)
     }
 
-    async fn start_fenced(&mut self) -> Result<(), Stop> {
+    async fn start_fenced(&mut self, run: &str) -> Result<(), Stop> {
         let timeline = self.journal.timeline;
         let accepted = self.journal.accepted_end.is_some();
         if let Some(end) = self.journal.accepted_end {
@@ -182,21 +241,59 @@ impl Run<'_> {
                 Stop::NeedsOperator(problem("storage-write", message, &[]))
             })?;
         }
+        let notes = self.context.journals.attempts_path(&self.journal.stanza);
+        let _ = std::fs::remove_file(end_mark(&notes));
+        if let Err(error) = attempts::prepare(&notes) {
+            // Then the disk is full, and whoever is told of that gets told by its name.
+            let text = format!("cannot prepare {}: {error}", notes.display());
+            self.recorder.say(Level::Warn, text).await;
+        }
         let fenced = FencedStart {
             timeline: timeline.map_or_else(|| "latest".to_owned(), |t| t.to_string()),
             setting_floors: self.journal.setting_floors.clone(),
             // Before an accepted end there is no target, and no more WAL either: if what is missing
             // came back now, nothing would stop recovery at the target.
             target: if accepted { Vec::new() } else { self.journal.target.settings() },
-            restore_command: match (accepted, &self.journal.left_in) {
-                (true, _) => Some(histories_only(&self.side.archive_get)),
-                (false, left) if left.is_empty() => None,
-                (false, left) => Some(all_but(&self.side.archive_get, left.keys())),
-            },
+            restore_command: RestoreCommand {
+                headrest: &self.side.headrest.to_string_lossy(),
+                pgbackrest: &self.side.archive_get.to_string_lossy(),
+                stanza: &self.journal.stanza,
+                notes: &notes.to_string_lossy(),
+                run,
+                withheld: self.journal.left_in.keys().map(String::as_str).collect(),
+                withhold_all: accepted,
+            }
+            .in_shell(),
         };
         self.order(Order::StartFenced(fenced)).await.map_err(|refusal| {
             Stop::NeedsOperator(problem("postgres-unavailable", refusal.to_string(), &[]))
         })
+    }
+
+    /// Recovery has ended: the server gets nothing more from the archive, so that its promotion, which
+    /// asks for the last segment and for histories again, waits for no repository.
+    pub(super) async fn fetch_no_more(&mut self, run: &str) {
+        if !self.journal.histories_known {
+            return;
+        }
+        if let Err(message) = self.place_histories() {
+            return self.recorder.say(Level::Warn, message).await;
+        }
+        let mark = end_mark(&self.context.journals.attempts_path(&self.journal.stanza));
+        if let Err(error) = std::fs::write(&mark, run) {
+            // It only takes longer.
+            let text = format!("cannot write {}: {error}", mark.display());
+            self.recorder.say(Level::Warn, text).await;
+        }
+    }
+
+    /// The segment that is wanted when this file was asked for. On the segment in which a branch begins
+    /// PostgreSQL asks for the older timeline's file as well, which it is not given.
+    pub(super) fn wanted_by(&self, file: &str) -> Option<WalSegment> {
+        let size = self.segment_size();
+        let parse = |name: &str| WalSegment::parse(name, size).ok();
+        let instead = self.journal.left_in.get(file).and_then(|name| parse(name));
+        instead.or_else(|| parse(file))
     }
 
     /// A paused server is at its target, or met a setting in the WAL that is higher than its own.
@@ -223,7 +320,7 @@ impl Run<'_> {
         // is gone after a start, the target is met again. Resuming would promote at a target.
         let text = "recovery is paused where no target is known to be; starting again to tell";
         self.recorder.say(Level::Warn, text).await;
-        self.wait_for(None, None).await;
+        self.wait_no_more().await;
         self.stop_server().await?;
         Ok(Seen::Elsewhere(Next::Recover))
     }
@@ -248,29 +345,30 @@ impl Run<'_> {
         Ok(Seen::Elsewhere(Next::Restore))
     }
 
-    /// There is no more WAL. Without a target that is where recovery should end.
+    /// There is no more WAL: the end, or a gap. Without a target the end is where recovery should end.
     async fn at_the_end(
         &mut self,
         wanted: WalSegment,
         facts: RecoveryFacts,
         following: &mut Following,
     ) -> Result<Seen, Stop> {
-        // The repository is not asked more than once a second.
-        if following.doubted.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
-            return Ok(Seen::Going);
-        }
-        if let Some((doubt, awaiting)) = self.doubt(wanted).await {
-            following.still = None;
-            following.doubted = Some(Instant::now());
-            self.wait_for(awaiting, awaiting.map(|_| wanted)).await;
-            self.waiting_for = Some(doubt.clone());
-            self.recorder.stands_at(&doubt).await;
-            if following.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
-                following.said = Some(Instant::now());
-                self.recorder.say(Level::Warn, doubt).await;
+        match self.gap_or_end(wanted, following).await {
+            // It is being asked.
+            None => Ok(Seen::Going),
+            Some(Some(wait)) => {
+                self.wait_for(Some(wait), true).await;
+                Ok(Seen::Going)
             }
-            return Ok(Seen::Going);
+            Some(None) => self.at_the_last_record(wanted, facts).await,
         }
+    }
+
+    /// There is no more WAL, and that is certain.
+    pub(super) async fn at_the_last_record(
+        &mut self,
+        wanted: WalSegment,
+        facts: RecoveryFacts,
+    ) -> Result<Seen, Stop> {
         if self.journal.target == RecoveryTarget::Latest {
             return Ok(Seen::Ended(facts));
         }
@@ -279,20 +377,9 @@ impl Run<'_> {
             self.recorder.say(Level::Info, text).await;
             return self.end_and_start_again().await;
         }
-        following.doubted = Some(Instant::now());
-        self.wait_for(Some(Awaiting::End), Some(wanted)).await;
         let last = self.result.last_commit_at.map_or("unknown".to_owned(), |at| at.to_string());
-        let text = format!(
-            "the WAL ends before {}: the last commit is of {last}. Choose another target, promote \
-             it as it is (accepting \"target\"), or abandon the restore",
-            self.journal.target
-        );
-        self.waiting_for = Some(text.clone());
-        self.recorder.stands_at(&text).await;
-        if following.said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
-            following.said = Some(Instant::now());
-            self.recorder.say(Level::Warn, text).await;
-        }
+        let wait = Wait::at(Awaiting::End, wanted, format!("the last commit is of {last}"));
+        self.wait_for(Some(wait), true).await;
         Ok(Seen::Going)
     }
 
@@ -304,14 +391,7 @@ impl Run<'_> {
         // A server that was started again knows only of commits since.
         self.result.last_commit_at = facts.last_commit_at.or(self.result.last_commit_at);
         let start = *self.first_replayed.get_or_insert(replayed);
-        if self.last_replayed != Some(replayed) {
-            // It moves again.
-            self.last_replayed = Some(replayed);
-            self.waiting_for = None;
-            if self.journal.awaiting.is_some() {
-                self.wait_for(None, None).await;
-            }
-        }
+        self.last_replayed = Some(replayed);
         let waiting = self.waiting_for.clone();
         self.recorder
             .progress(|progress| {

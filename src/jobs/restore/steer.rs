@@ -1,33 +1,54 @@
 //! What somebody decides about a restore that waits.
 
+use tokio::time::{Duration, Instant};
+
 use super::super::queue::SteerOrder;
 use super::super::submission::Denied;
 use super::super::worker::problem;
 use super::{Next, Run, Stop};
-use crate::domain::WalSegment;
+use crate::clock;
 use crate::domain::recovery::OnReached;
-use crate::domain::restore::{Awaiting, NewTarget, NotNow, Phase, Steer};
+use crate::domain::restore::{Awaiting, NewTarget, NotNow, Phase, Steer, Wait};
 use crate::pgbackrest::log::Level;
 
+/// How soon what comes and goes by itself is notified again.
+const TELL_AGAIN: Duration = Duration::from_mins(10);
+
 impl Run<'_> {
-    /// Notes what the restore waits for, for everybody to see.
-    pub(super) async fn wait_for(
-        &mut self,
-        awaiting: Option<Awaiting>,
-        segment: Option<WalSegment>,
-    ) {
-        let segment = segment.map(|segment| segment.to_string());
-        if self.journal.awaiting == awaiting && self.journal.awaited_segment == segment {
+    /// Notes what the restore waits for, for everybody to see. `consistent` is whether the server
+    /// can be looked at.
+    pub(super) async fn wait_for(&mut self, wait: Option<Wait>, consistent: bool) {
+        let (before, now) = (self.journal.awaiting, clock::now());
+        let changed = self.journal.wait_for(wait.as_ref(), now);
+        if !changed && self.journal.consistent == consistent {
             return;
         }
-        (self.journal.awaiting, self.journal.awaited_segment) = (awaiting, segment);
+        self.journal.consistent = consistent;
         if let Err(error) = self.write_journal().await {
             self.recorder.say(Level::Warn, error.message).await;
         }
-        self.helm.phases.tell(self.journal.phase, awaiting).await;
-        if let Some(awaiting) = awaiting {
-            self.recorder.waits(awaiting).await;
+        let reason = wait.as_ref().map(|wait| wait.reason);
+        self.helm.phases.tell(self.journal.phase, reason).await;
+        let Some(wait) = wait.filter(|_| changed) else { return };
+        let text = self.journal.waiting_text();
+        self.recorder.stands_at(&text).await;
+        self.waiting_for = Some(text.clone());
+        self.recorder.say(Level::Warn, text).await;
+        // What comes and goes by itself is notified once in a while only.
+        let is_told = self.told.get(&wait.reason).is_some_and(|at| at.elapsed() < TELL_AGAIN);
+        let comes_and_goes = matches!(wait.reason, Awaiting::Repository | Awaiting::Standstill);
+        if before != Some(wait.reason) && !(comes_and_goes && is_told)
+            || before == Some(wait.reason) && wait.reason == Awaiting::Gap
+        {
+            self.told.insert(wait.reason, Instant::now());
+            self.recorder.waits(wait.reason).await;
         }
+    }
+
+    /// Nothing is waited for any more.
+    pub(super) async fn wait_no_more(&mut self) {
+        self.waiting_for = None;
+        self.wait_for(None, self.journal.consistent).await;
     }
 
     /// A decision that came in meanwhile.
@@ -60,8 +81,8 @@ impl Run<'_> {
                 self.journal.on_reached = OnReached::Promote;
                 self.journal.accept.extend(accept);
                 match self.journal.awaiting {
-                    Some(Awaiting::Gap | Awaiting::End) => self.end_here("promote").await?,
                     Some(Awaiting::Target) | None => ("promote".to_owned(), Next::Unfence),
+                    Some(_) => self.end_here("promote").await?,
                 }
             }
             Steer::Retarget(new) => {
@@ -87,7 +108,7 @@ impl Run<'_> {
             Next::Recover => self.journal.phase = Phase::Recovering,
             Next::Unfence => {}
         }
-        (self.journal.awaiting, self.journal.awaited_segment) = (None, None);
+        self.journal.wait_for(None, clock::now());
         if let Err(error) = self.write_journal().await {
             self.journal = before;
             let message = error.message.clone();

@@ -19,6 +19,7 @@ use super::super::worker::problem;
 use super::{Run, Stop, prepare};
 use crate::domain::plan::check::CheckId;
 use crate::domain::restore::UndoPoint;
+use crate::domain::timeline::Timelines;
 use crate::domain::{SegmentSize, Timeline, WalSegment};
 use crate::pgbackrest::command::ArchivePush;
 use crate::pgbackrest::listing;
@@ -216,7 +217,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn histories_dir(&self) -> PathBuf {
+    pub(super) fn histories_dir(&self) -> PathBuf {
         let journal = &self.journal;
         self.context.journals.histories_dir(&journal.stanza, journal.system_id.as_deref())
     }
@@ -227,14 +228,17 @@ impl Run<'_> {
         copy_missing_histories(&pg_wal, &self.histories_dir())
     }
 
+    /// Puts the kept histories into `pg_wal`. Can be done again.
+    pub(super) fn place_histories(&self) -> Result<(), String> {
+        let histories = self.histories_dir();
+        copy_missing_histories(&histories, &self.side.data_dir.join("pg_wal")).map_err(|error| {
+            format!("cannot put the histories of {} into pg_wal: {error}", histories.display())
+        })
+    }
+
     /// Puts the kept histories and segments into the restored `pg_wal`. Can be done again.
     pub(super) fn place_kept_wal(&self) -> Result<(), String> {
-        let histories = self.histories_dir();
-        copy_missing_histories(&histories, &self.side.data_dir.join("pg_wal")).map_err(
-            |error| {
-                format!("cannot put the histories of {} into pg_wal: {error}", histories.display())
-            },
-        )?;
+        self.place_histories()?;
         let Some(kept) = &self.journal.kept_wal else { return Ok(()) };
         // What was placed before stays; after an accepted end nothing more is wanted.
         if self.journal.accepted_end.is_some() {
@@ -335,6 +339,25 @@ fn copy_missing_histories(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     sync_directory(to)
+}
+
+/// Keeps the histories that the archive has and that are not kept yet, durably.
+pub(super) fn note_histories(timelines: &Timelines, directory: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    for timeline in timelines.known() {
+        let Some(history) = timelines.history(timeline) else { continue };
+        let path = directory.join(history_name(timeline));
+        if !path.exists() {
+            let temporary = path.with_extension("headrest-tmp");
+            fs::write(&temporary, history.to_text())?;
+            File::open(&temporary)?.sync_all()?;
+            fs::rename(&temporary, &path)?;
+        }
+    }
+    sync_directory(directory)
 }
 
 fn name_of(path: &Path) -> Option<String> {

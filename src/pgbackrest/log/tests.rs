@@ -161,3 +161,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn errors_are_told_whole() {
+    let output = "2026-11-20 11:12:56.346 P00   WARN: repo1: [FileOpenError] cannot\n\
+                  2026-11-20 11:12:56.350 P00  ERROR: [103]: unable to find a valid repository:\n\
+                                              repo1: [HostConnectError] timeout\n\
+                                              HINT: is it there?\n";
+    let expect = "unable to find a valid repository:\nrepo1: [HostConnectError] timeout\n\
+                  HINT: is it there?";
+    let spaced = output.replace("repo1: [Host", "      repo1: [Host").replace("HINT", "      HINT");
+    assert_eq!(errors_of(&spaced), expect);
+    assert_eq!(errors_of("sh: 1: x: not found\n"), "sh: 1: x: not found");
+    assert_eq!(errors_of(""), "");
+}

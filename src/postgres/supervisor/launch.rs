@@ -146,9 +146,16 @@ fn fenced_settings(settings: &Settings, fenced: &FencedStart) -> Vec<(String, St
         ("hba_file", in_fence("pg_hba.conf")),
         ("ident_file", in_fence("pg_ident.conf")),
         ("hot_standby", "on".to_owned()),
-        // Which segment it waits for is read from the title of its startup process.
-        ("update_process_title", "on".to_owned()),
+        ("restore_command", fenced.restore_command.clone()),
         ("wal_retrieve_retry_interval", "100ms".to_owned()),
+        // Who looks at the data does not hold up recovery.
+        ("max_standby_archive_delay", "0".to_owned()),
+        ("max_standby_streaming_delay", "0".to_owned()),
+        // Why it ended is read from its log.
+        ("lc_messages", "C".to_owned()),
+        ("log_min_messages", "warning".to_owned()),
+        ("log_line_prefix", "%m [%p] ".to_owned()),
+        ("log_error_verbosity", "default".to_owned()),
         // What promotion leaves to be archived waits for the real start: .ready files are kept.
         ("archive_command", String::new()),
         ("recovery_target_timeline", fenced.timeline.clone()),
@@ -172,9 +179,6 @@ fn fenced_settings(settings: &Settings, fenced: &FencedStart) -> Vec<(String, St
     // After the empty ones: the other way round PostgreSQL takes them for several targets (tested
     // with 15, 17 and 18).
     list.extend(fenced.target.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-    if let Some(command) = &fenced.restore_command {
-        list.push(("restore_command".to_owned(), command.clone()));
-    }
     // Gone since PostgreSQL 16: naming it would keep a later server from starting.
     if pgdata::major_version(&settings.config.data_dir).is_some_and(|major| major < 16) {
         list.push(("promote_trigger_file".to_owned(), String::new()));

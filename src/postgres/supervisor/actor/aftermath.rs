@@ -27,7 +27,7 @@ impl Supervisor {
         let ready_for = self.ready_since.take().map(|since| since.elapsed());
         self.status.send_modify(|status| {
             (status.pid, status.address, status.started_at) = (None, None, None);
-            (status.archiver, status.adopted) = (None, false);
+            (status.archiver, status.adopted, status.no_role) = (None, false, false);
             status.last_exit = Some(end.to_string());
         });
         if asked {

@@ -4,8 +4,8 @@ use tokio::time::Instant;
 
 use super::super::Archiving;
 use super::{LOOK_RECOVERING, LOOK_SERVING, LOOK_STARTING, Supervisor};
-use crate::postgres::client::{Address, Connection};
-use crate::postgres::pgdata::{PidFile, PostmasterStatus};
+use crate::postgres::client::{Address, Connection, QueryError};
+use crate::postgres::pgdata::{self, PidFile, PostmasterStatus};
 use crate::postgres::state::{ServerEvent, ServerState};
 
 impl Supervisor {
@@ -85,33 +85,68 @@ impl Supervisor {
             return;
         }
         let Some((port, socket_dir)) = file.port.zip(file.socket_dir) else { return };
-        let address = Address {
-            socket_dir,
-            port,
-            user: self.settings.config.superuser.clone(),
-            password: self.settings.password.clone(),
-        };
+        let mut no_role = false;
+        for user in self.roles() {
+            let address = Address {
+                socket_dir: socket_dir.clone(),
+                port,
+                user,
+                major: pgdata::major_version(&self.settings.config.data_dir),
+                password: self.settings.password.clone(),
+            };
+            match self.connect_as(&address).await {
+                Ok(connection) => {
+                    let usual = address.user != self.settings.config.superuser;
+                    if usual && !connection.is_superuser().await.unwrap_or(false) {
+                        no_role = true;
+                        continue;
+                    }
+                    self.connection = Some(connection);
+                    self.status.send_modify(|status| {
+                        (status.address, status.no_role) = (Some(address), false);
+                    });
+                    return;
+                }
+                // Not yet: "the database system is starting up". Anything else shows as a start that
+                // takes long, with the reason.
+                Err(error) => {
+                    let reason = error.to_string();
+                    no_role = error.refuses_the_role();
+                    self.status.send_if_modified(|status| {
+                        let changed = status.reason.as_ref() != Some(&reason);
+                        status.reason = Some(reason);
+                        changed
+                    });
+                    if !no_role {
+                        break;
+                    }
+                }
+            }
+        }
+        self.status.send_if_modified(|status| std::mem::replace(&mut status.no_role, no_role) != no_role);
+    }
+
+    /// The roles to connect as, in order. In restored data the configured one may not exist yet;
+    /// behind the fence, where everybody is trusted, the usual superusers are tried as well.
+    fn roles(&self) -> Vec<String> {
+        let mut roles = vec![self.settings.config.superuser.clone()];
+        if self.fenced.is_some() {
+            for usual in ["postgres", self.settings.first_start.os_user.as_str()] {
+                if !roles.iter().any(|role| role == usual) {
+                    roles.push(usual.to_owned());
+                }
+            }
+        }
+        roles
+    }
+
+    async fn connect_as(&mut self, address: &Address) -> Result<Connection, QueryError> {
         self.connections_made += 1;
         let (number, lost) = (self.connections_made, self.lost.0.clone());
         let notify = move || {
             // A full channel means that we are told already.
             let _ = lost.try_send(number);
         };
-        match Connection::open(&address, notify).await {
-            Ok(connection) => {
-                self.connection = Some(connection);
-                self.status.send_modify(|status| status.address = Some(address));
-            }
-            // Not yet: "the database system is starting up". Anything else shows as a start that
-            // takes long, with the reason.
-            Err(error) => {
-                let reason = error.to_string();
-                self.status.send_if_modified(|status| {
-                    let changed = status.reason.as_ref() != Some(&reason);
-                    status.reason = Some(reason);
-                    changed
-                });
-            }
-        }
+        Connection::open(address, notify).await
     }
 }
