@@ -12,9 +12,10 @@ use std::fmt;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::JobKind;
+use super::restore::{Journal, Phase};
 use super::schedule::run::Trouble;
 use super::words::words;
+use super::{JobId, JobKind};
 
 /// How long a server that is new may be without a backup before that is a failure.
 pub const FIRST_BACKUP: SignedDuration = SignedDuration::from_mins(15);
@@ -36,6 +37,8 @@ words! {
     CheckId {
         /// The server runs.
         Postgres = "postgres",
+        /// No restore waits for somebody, or was given up half way.
+        Restore = "restore",
         /// There is a recent backup.
         LastBackup = "last-backup",
         /// There is a recent full backup.
@@ -124,6 +127,35 @@ pub struct ServerFacts {
     pub started_at: Option<Timestamp>,
     /// How it archives, when it could be asked.
     pub archiving: Option<ArchivingFacts>,
+}
+
+/// A restore that is under way, or that was given up half way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreFacts {
+    /// Its job.
+    pub job: JobId,
+    /// Where it is.
+    pub phase: Phase,
+    /// What it waits for: since when, in words, and what to do.
+    pub waits: Option<(Timestamp, String, &'static str)>,
+    /// Why it was given up half way.
+    pub given_up: Option<String>,
+}
+
+impl RestoreFacts {
+    /// What a journal says, when its restore is not over.
+    pub fn of(journal: &Journal) -> Option<Self> {
+        if journal.phase.is_over() {
+            return None;
+        }
+        let given_up = (journal.phase == Phase::NeedsOperator)
+            .then(|| journal.last_error.clone().unwrap_or_default());
+        let waits = journal.awaiting.map(|awaiting| {
+            let since = journal.awaiting_since.unwrap_or(journal.written_at);
+            (since, journal.waiting_text(), awaiting.advice())
+        });
+        Some(Self { job: journal.id, phase: journal.phase, waits, given_up })
+    }
 }
 
 /// How a server archives.
@@ -217,6 +249,8 @@ pub struct Facts {
     pub not_backed_up: Option<String>,
     /// The supervised server; `None` beside one.
     pub server: Option<ServerFacts>,
+    /// Its restore that is not over.
+    pub restore: Option<RestoreFacts>,
     /// What `info` said, or why it said nothing; `None` until it was asked.
     pub repository: Option<Result<RepositoryFacts, String>>,
     /// A backup is under way: it may take long, and it is what the age of backups asks for.
@@ -248,6 +282,7 @@ impl Facts {
             since,
             not_backed_up: None,
             server: None,
+            restore: None,
             repository: None,
             backing_up: false,
             damage_told: false,

@@ -189,6 +189,7 @@ pub struct UndoPoint {
 /// The restore's memory on disk, one per stanza.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, written to a file")]
 pub struct Journal {
     /// The format of this file.
     pub format: u32,
@@ -296,6 +297,9 @@ pub struct Journal {
     /// asked for at the promotion.
     #[serde(default)]
     pub histories_known: bool,
+    /// Whether the role that Headrest connects as does not exist in the restored data.
+    #[serde(default)]
+    pub role_missing: bool,
     /// How often a promotion was tried and not found in the control data.
     #[serde(default)]
     pub promotions: u32,
@@ -364,6 +368,7 @@ impl Journal {
             ended: pinned.ended,
             stopped_at: None,
             histories_known: false,
+            role_missing: false,
             promotions: 0,
             attempts: 0,
             last_error: None,

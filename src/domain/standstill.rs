@@ -54,6 +54,15 @@ pub struct Failure {
     pub message: String,
 }
 
+impl Failure {
+    /// Whether it may be about this one file, and the rest of the repository be well: a checksum, a
+    /// format, a file that cannot be opened, read or decrypted, or that is missing (pgBackRest's
+    /// `error.yaml`). Everything else is about the repository, or about pgBackRest itself.
+    pub fn may_be_about_the_file(&self) -> bool {
+        matches!(self.exit_code, Some(26 | 29 | 41 | 42 | 55 | 95))
+    }
+}
+
 /// What a server stands at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standstill {
@@ -85,10 +94,7 @@ fn place(file: &str) -> Option<&str> {
 impl Attempt {
     /// Whether it ended without the file.
     fn is_unsuccessful(&self) -> bool {
-        matches!(
-            self.outcome,
-            Some(Outcome::NotFound | Outcome::Withheld | Outcome::Failed(_))
-        )
+        matches!(self.outcome, Some(Outcome::NotFound | Outcome::Withheld | Outcome::Failed(_)))
     }
 }
 
@@ -193,7 +199,8 @@ mod tests {
             Outcome::Failed(failure) => Some(Standstill::Failing(file.to_owned(), failure)),
             _ => None,
         };
-        let cases: Vec<(Vec<(&str, Option<Outcome>)>, Option<Standstill>)> = vec![
+        type Tries<'a> = Vec<(&'a str, Option<Outcome>)>;
+        let cases: Vec<(Tries<'_>, Option<Standstill>)> = vec![
             (vec![], None),
             (vec![(four, Some(Found)), (five, None)], None),
             // pg_wal may have it.

@@ -27,17 +27,38 @@ const TAIL_LINES: usize = 200;
 /// How often progress is stored at most.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
+/// Lines kept of an error's text, and hints.
+const MOST_ERROR_LINES: usize = 50;
+
 /// What the lines told about the run, best effort.
 #[derive(Debug, Default, Clone)]
 pub struct Heard {
-    /// The first `ERROR: [NNN]: text`.
+    /// The first `ERROR: [NNN]: text`, with the further lines of its text.
     pub error: Option<(i32, String)>,
-    /// What followed it: hints and details.
-    pub error_details: Vec<String>,
+    /// Its hints.
+    pub error_hints: Vec<String>,
     /// The new backup's label.
     pub new_label: Option<BackupLabel>,
     /// The last lines on standard error.
     pub stderr: Vec<String>,
+}
+
+impl Heard {
+    /// A further line of an error: of its text, or of a hint.
+    fn more_of_the_error(&mut self, text: &str) {
+        let Some((_, message)) = &mut self.error else { return };
+        if let Some(hint) = text.strip_prefix("HINT: ") {
+            if self.error_hints.len() < MOST_ERROR_LINES {
+                self.error_hints.push(hint.to_owned());
+            }
+            return;
+        }
+        let into = self.error_hints.last_mut().unwrap_or(message);
+        if into.lines().count() < MOST_ERROR_LINES {
+            into.push('\n');
+            into.push_str(text);
+        }
+    }
 }
 
 /// Records one job.
@@ -167,13 +188,7 @@ impl Recorder {
                 self.heard.error = Some((code, message));
             }
             None if line.level == Level::Detail && is_about_one_file(&line.text) => return false,
-            _ if line.level == Level::Error
-                && self.heard.error.is_some()
-                && self.heard.error_details.len() < 20 =>
-            {
-                let text = line.text.strip_prefix("HINT: ").unwrap_or(&line.text);
-                self.heard.error_details.push(text.to_owned());
-            }
+            _ if line.level == Level::Error => self.heard.more_of_the_error(&line.text),
             _ => {}
         }
         if stream == Stream::Err && self.heard.stderr.len() < 20 {

@@ -307,7 +307,7 @@ pub(super) fn error_of(what: ExitContext, end: End, heard: &super::recorder::Hea
         End::Exited(code) => {
             let known = exit::lookup(i32::from(code), what);
             let known = said.as_deref().map_or(known, |message| known.refine(message));
-            let mut hints = heard.error_details.clone();
+            let mut hints = heard.error_hints.clone();
             hints.push(known.hint.to_owned());
             JobError {
                 code: known.problem.as_str().to_owned(),

@@ -6,7 +6,8 @@ use super::Parts;
 use super::machine::{self, Machine};
 use super::repository::Found;
 use crate::domain::health::{
-    ArchivingFacts, Facts, RepositoryFacts, ScheduleFacts, ServerFacts, TargetFacts, Up,
+    ArchivingFacts, Facts, RepositoryFacts, RestoreFacts, ScheduleFacts, ServerFacts, TargetFacts,
+    Up,
 };
 use crate::domain::job::JobResult;
 use crate::domain::schedule::run::{Step, Trouble};
@@ -31,6 +32,9 @@ const RUNS_TOO_LONG: SignedDuration = SignedDuration::from_hours(24);
 
 /// A server that is down for so long stays down.
 const JUST_DOWN: SignedDuration = SignedDuration::from_secs(15);
+
+/// How long a server that accepts connections may refuse Headrest's.
+const REFUSED_TOO_LONG: SignedDuration = SignedDuration::from_secs(30);
 
 /// When a verification ended, and what it found wrong.
 type Verified = Option<(Timestamp, Option<String>)>;
@@ -137,8 +141,17 @@ pub(super) async fn gather(
     } else {
         None
     };
-    facts.server =
-        Some(ServerFacts { up: up(&status, now), started_at: status.started_at, archiving });
+    // A journal that cannot be read is told of by whoever wants to restore.
+    let journal = context.journals.read(stanza).ok().flatten();
+    facts.restore = journal.as_ref().and_then(RestoreFacts::of);
+    let given_up = facts.restore.as_ref().filter(|restore| restore.given_up.is_some());
+    let up = match given_up {
+        Some(restore) => {
+            Up::Down(format!("PGDATA is no database: restore {} was given up", restore.job))
+        }
+        None => up(&status, now),
+    };
+    facts.server = Some(ServerFacts { up, started_at: status.started_at, archiving });
     facts.disk_hangs = Some(hangs);
     if let Some(seen) = seen {
         facts.disks = seen.disks;
@@ -248,6 +261,12 @@ fn up(status: &Status, now: Timestamp) -> Up {
     if let Making::Failed(why) = &status.making {
         return Up::Down(format!("no cluster could be made: {why}"));
     }
+    if status.state == ServerState::Starting
+        && let Some(why) = status.reason.as_ref()
+        && now.duration_since(status.since) >= REFUSED_TOO_LONG
+    {
+        return Up::Down(format!("Headrest cannot connect: {why}"));
+    }
     let reason = || status.reason.clone().unwrap_or_else(|| "nobody said why".to_owned());
     match status.state {
         ServerState::Starting
@@ -315,7 +334,7 @@ async fn settings(status: &Status, memory: &mut Memory) -> Option<ArchiveSetting
 fn repository(stanza: &StanzaInfo) -> RepositoryFacts {
     let mut facts = RepositoryFacts::default();
     let mut judge = |who: String, status: StanzaStatus, message: &str| {
-        let told = format!("{who}{}", first_line(message));
+        let told = format!("{who}{}", message.trim());
         match status {
             StanzaStatus::Ok | StanzaStatus::NoBackup => {}
             StanzaStatus::MissingPath | StanzaStatus::MissingData => facts.missing.push(told),
@@ -344,10 +363,6 @@ fn repository(stanza: &StanzaInfo) -> RepositoryFacts {
     facts.damaged =
         newest.filter(|backup| backup.error == Some(true)).map(|backup| backup.label.to_string());
     facts
-}
-
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default()
 }
 
 fn supported(parts: &Parts, status: &Status) -> Option<Result<(), String>> {

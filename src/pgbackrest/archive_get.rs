@@ -10,6 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use super::attempts::{LONGEST_MESSAGE, Notebook};
 use super::log;
 use crate::clock;
@@ -18,10 +20,12 @@ use crate::process::{self, End, Watched};
 
 /// What pgBackRest says when no repository has the file.
 const NOT_FOUND: u8 = 1;
-/// For PostgreSQL: 126 and above end recovery.
-const LAST_THAT_MAY_BE_TRIED_AGAIN: u8 = 125;
-/// As a shell says it of a program that cannot be started.
-const NOT_STARTED: u8 = 127;
+/// For everything else that is no answer. PostgreSQL in standby mode tries again after 1 to 125, and
+/// ends itself after more (PostgreSQL source, `RestoreArchivedFile`): a pgBackRest that was killed, or
+/// is being replaced, is tried again, and the restore says what it waits for.
+const TRY_AGAIN: u8 = 125;
+/// What a shell says of a program that SIGTERM ended: PostgreSQL is being stopped.
+const STOPPING: u8 = 128 + 15;
 /// How often it is asked whether recovery was ended meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -57,7 +61,7 @@ pub fn end_mark(notes: &Path) -> PathBuf {
 impl ArchiveGet {
     /// Runs it; the answer is the exit code, as PostgreSQL wants it.
     pub fn run(&self) -> u8 {
-        let [file, path] = self.wanted.as_slice() else { return LAST_THAT_MAY_BE_TRIED_AGAIN };
+        let [file, path] = self.wanted.as_slice() else { return TRY_AGAIN };
         let mut attempt = Attempt {
             number: 0,
             file: file.clone(),
@@ -85,17 +89,16 @@ impl ArchiveGet {
         if self.withhold_all || is_withheld || self.has_ended() {
             return (Outcome::Withheld, NOT_FOUND);
         }
-        let (program, options) = match self.program.split_first() {
-            Some((program, options)) => (program, options),
-            None => return (failed(None, "no program is given"), NOT_STARTED),
+        let Some((program, options)) = self.program.split_first() else {
+            return (failed(None, "no program is given"), TRY_AGAIN);
         };
         let wanted = [OsString::from(file), OsString::from(path)];
         let args = options.iter().chain(&wanted);
         let run = process::run_here(program, args, LOOK_EVERY, || self.has_ended());
         match run {
-            Ok(Watched { end: Some(end), output }) => judge(end, output),
+            Ok(Watched { end: Some(end), output }) => judge(end, &output),
             Ok(Watched { end: None, .. }) => (Outcome::Withheld, NOT_FOUND),
-            Err(error) => (failed(None, &error.explain()), NOT_STARTED),
+            Err(error) => (failed(None, &error.explain()), TRY_AGAIN),
         }
     }
 
@@ -104,17 +107,16 @@ impl ArchiveGet {
     }
 }
 
-fn judge(end: End, output: String) -> (Outcome, u8) {
+fn judge(end: End, output: &str) -> (Outcome, u8) {
     match end {
         End::Exited(0) => (Outcome::Found, 0),
         End::Exited(NOT_FOUND) => (Outcome::NotFound, NOT_FOUND),
-        End::Exited(code) => (failed(Some(code), &output), code),
-        // As a shell does it: PostgreSQL ends recovery, and its own SIGTERM is no failure.
+        End::Exited(code) => (failed(Some(code), output), code.min(TRY_AGAIN)),
         End::Signalled { signal, .. } => {
-            let code = u8::try_from(signal).map_or(u8::MAX, |signal| signal.saturating_add(128));
-            (failed(None, &format!("pgbackrest archive-get {end}")), code)
+            let code = if signal == Signal::TERM.as_raw() { STOPPING } else { TRY_AGAIN };
+            (failed(None, &format!("pgbackrest {end}")), code)
         }
-        End::Unseen => (failed(None, &end.to_string()), LAST_THAT_MAY_BE_TRIED_AGAIN),
+        End::Unseen => (failed(None, &format!("pgbackrest {end}")), TRY_AGAIN),
     }
 }
 
@@ -129,4 +131,97 @@ fn failed(exit_code: Option<u8>, said: &str) -> Outcome {
         message.truncate(end);
     }
     Outcome::Failed(Failure { exit_code, message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pgbackrest::attempts;
+
+    fn get(notes: &Path, script: &str) -> ArchiveGet {
+        ArchiveGet {
+            notes: notes.to_owned(),
+            run: "run".to_owned(),
+            withheld: vec!["000000010000000000000004".to_owned()],
+            withhold_all: false,
+            wanted: vec!["000000010000000000000005".to_owned(), "x".to_owned()],
+            program: ["sh", "-c", script, "archive-get"].map(OsString::from).to_vec(),
+        }
+    }
+
+    #[test]
+    fn exit_codes_are_postgresqls_and_attempts_are_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = dir.path().join("main.attempts");
+        let failure = |exit_code, message: &str| {
+            Outcome::Failed(Failure { exit_code, message: message.to_owned() })
+        };
+        let error = "P00  ERROR: [062]: stop file exists\\n                 HINT: start it";
+        let long = format!("echo {}; exit 2", "\\\"".repeat(3000));
+        let cases = [
+            ("exit 0", 0, Outcome::Found),
+            ("test $1 = 000000010000000000000005 -a $2 = x", 0, Outcome::Found),
+            ("exit 1", 1, Outcome::NotFound),
+            (
+                &*format!("printf '2026-11-20 11:12:56.346 {error}\\n'; exit 62"),
+                62,
+                failure(Some(62), "stop file exists\nHINT: start it"),
+            ),
+            ("echo no >&2; exit 200", 125, failure(Some(200), "no")),
+            ("kill -9 $$", 125, failure(None, "pgbackrest was ended by signal 9 (SIGKILL)")),
+            ("kill -15 $$", 143, failure(None, "pgbackrest was ended by signal 15 (SIGTERM)")),
+        ];
+        for (number, (script, code, outcome)) in cases.into_iter().enumerate() {
+            assert_eq!(get(&notes, script).run(), code, "{script}");
+            let noted = attempts::read(&notes, "run").unwrap();
+            let last = noted.last().unwrap();
+            assert_eq!((noted.len(), last.outcome.as_ref()), (number + 1, Some(&outcome)));
+            assert!(last.took_ms.is_some());
+        }
+        assert_eq!(get(&notes, &long).run(), 2);
+        let noted = attempts::read(&notes, "run").unwrap();
+        let Some(Outcome::Failed(failure)) = &noted.last().unwrap().outcome else { panic!() };
+        assert_eq!(failure.message.len(), LONGEST_MESSAGE);
+        let missing = ArchiveGet { program: vec!["/no/such".into()], ..get(&notes, "") };
+        assert_eq!(missing.run(), 125);
+    }
+
+    #[test]
+    fn what_is_withheld_is_not_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = dir.path().join("main.attempts");
+        let asked = dir.path().join("asked");
+        let plain = get(&notes, &format!("touch {}; exit 0", asked.display()));
+        let withheld =
+            ArchiveGet { wanted: vec![plain.withheld[0].clone(), "x".into()], ..plain.clone() };
+        let all = ArchiveGet { withhold_all: true, ..plain.clone() };
+        assert_eq!((withheld.run(), all.run()), (1, 1));
+        fs::write(end_mark(&notes), "another").unwrap();
+        assert!(!asked.exists());
+        assert_eq!(plain.run(), 0);
+        assert!(asked.exists());
+        fs::write(end_mark(&notes), "run").unwrap();
+        assert_eq!(plain.run(), 1);
+        // Also one that is under way is ended.
+        fs::remove_file(end_mark(&notes)).unwrap();
+        let slow = get(&notes, "exec sleep 60");
+        let mark = end_mark(&notes);
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            let run = scope.spawn(|| slow.run());
+            while attempts::read(&notes, "run").unwrap().last().unwrap().outcome.is_some() {}
+            fs::write(&mark, "run").unwrap();
+            assert_eq!(run.join().unwrap(), 1);
+        });
+        assert!(began.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn notes_that_cannot_be_taken_change_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let notes = dir.path().join("no/such/directory/main.attempts");
+        for (script, code) in [("exit 0", 0), ("exit 1", 1), ("exit 62", 62)] {
+            assert_eq!(get(&notes, script).run(), code);
+        }
+    }
 }

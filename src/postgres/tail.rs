@@ -51,12 +51,32 @@ impl Ring {
         lines.kept.iter().filter(|(id, _)| *id > after).cloned().collect()
     }
 
-    /// The newest line that contains any of `words`.
-    pub fn newest_with(&self, words: &[&str]) -> Option<String> {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let found =
-            lines.kept.iter().rev().find(|(_, line)| words.iter().any(|word| line.contains(word)));
-        found.map(|(_, line)| line.clone())
+    /// The id of the newest line.
+    pub fn newest(&self) -> u64 {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).next_id
+    }
+
+    /// Why a server ended, by what it said after the line with id `after`: its first FATAL or PANIC
+    /// that is not about one client, with what belongs to it (DETAIL, HINT). What comes later is what
+    /// follows from it.
+    pub fn cause(&self, after: u64) -> Option<String> {
+        let lines = self.after(after);
+        let texts: Vec<&str> = lines.iter().map(|(_, line)| line.as_str()).collect();
+        let first = texts.iter().position(|line| {
+            let fatal = ["FATAL:", "PANIC:"].iter().find_map(|word| line.split_once(word));
+            fatal.is_some_and(|(_, message)| !is_about_a_client(message))
+        })?;
+        let mut cause = said(texts[first]).to_owned();
+        let process = process_of(texts[first]);
+        let own = texts[first + 1..].iter().filter(|line| process_of(line) == process);
+        let parts = own.map(|line| said(line)).take_while(|said| {
+            ["DETAIL:", "HINT:", "CONTEXT:", "STATEMENT:"].iter().any(|word| said.contains(word))
+        });
+        for part in parts.filter(|said| said.contains("DETAIL:") || said.contains("HINT:")) {
+            cause.push('\n');
+            cause.push_str(part);
+        }
+        Some(cause)
     }
 
     /// Waits until everything that was written before now is here. Bounded, for when nobody
@@ -155,6 +175,31 @@ impl OutputFile {
     }
 }
 
+/// Whether a FATAL ends one connection and not the server.
+fn is_about_a_client(message: &str) -> bool {
+    const OF_CLIENTS: [&str; 13] = [
+        "the database system is ",
+        "terminating ",
+        "role \"",
+        "database \"",
+        "password authentication failed",
+        "peer authentication failed",
+        "no pg_hba.conf entry",
+        "pg_hba.conf rejects connection",
+        "canceling authentication",
+        "sorry, too many clients",
+        "remaining connection slots",
+        "connection to client lost",
+        "unsupported frontend protocol",
+    ];
+    OF_CLIENTS.iter().any(|start| message.trim_start().starts_with(start))
+}
+
+/// The process that wrote a line, by PostgreSQL's default `log_line_prefix`.
+fn process_of(line: &str) -> Option<&str> {
+    line.split_once(" [")?.1.split_once("] ").map(|(pid, _)| pid)
+}
+
 /// What a line says, without when and by which process (`log_line_prefix`, by default `%m [%p] `).
 fn said(line: &str) -> &str {
     line.split_once("] ").map_or(line, |(_, said)| said)
@@ -214,7 +259,31 @@ mod tests {
         let lines = ring.after(0);
         assert_eq!((lines.len(), lines[0].0), (KEPT_LINES, 2));
         assert_eq!(ring.after(KEPT_LINES as u64 + 1).len(), 0);
-        assert_eq!(ring.newest_with(&["ERROR", "1999"]).unwrap(), "1999");
+    }
+
+    #[test]
+    fn the_cause_is_the_first_that_ended_the_server() {
+        let ring = Ring::default();
+        let line =
+            |pid: u32, said: &str| ring.push(format!("2026-11-20 10:00:00.001 UTC [{pid}] {said}"));
+        line(1, "FATAL:  of another start");
+        let start = ring.newest();
+        line(3, "FATAL:  the database system is starting up");
+        line(4, "FATAL:  role \"x\" does not exist");
+        assert_eq!(ring.cause(start), None);
+        line(2, "FATAL:  could not create directory \"/ts\"");
+        line(1, "LOG:  something in between");
+        line(2, "DETAIL:  It is not there.");
+        ring.push("\tReally.".to_owned());
+        line(2, "HINT:  Create it.");
+        line(2, "CONTEXT:  WAL redo at 0/1");
+        line(1, "LOG:  startup process (PID 2) exited with exit code 1");
+        line(1, "FATAL:  a consequence");
+        let expect = "FATAL:  could not create directory \"/ts\"\nDETAIL:  It is not there.\n\tReally.\n\
+                      HINT:  Create it.";
+        assert_eq!(ring.cause(start).as_deref(), Some(expect));
+        ring.push("FATAL:  without a prefix".to_owned());
+        assert_eq!(ring.cause(ring.newest() - 1).as_deref(), Some("FATAL:  without a prefix"));
     }
 
     #[test]

@@ -30,5 +30,6 @@ mod steer;
 mod story;
 mod undo;
 mod verify;
+mod waits;
 mod wal;
 mod window;

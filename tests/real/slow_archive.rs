@@ -160,7 +160,8 @@ fn an_empty_pgdata_is_restored_however_slow_the_archive_is() {
         fake.delay("archive-get", delay);
         instance.set("HEADREST_BOOTSTRAP_FROM", "latest");
         instance.start();
-        let restore = within(PATIENCE, || instance.jobs().into_iter().find(|j| j["kind"] == "restore"));
+        let restore =
+            within(PATIENCE, || instance.jobs().into_iter().find(|j| j["kind"] == "restore"));
         let restore = restore.expect("a restore");
         ends_soon(&instance, id_of(&restore), delay, "succeeded");
         rows.check();

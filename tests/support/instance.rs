@@ -30,6 +30,7 @@ pub(crate) struct Instance {
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) http: Http,
     pub(crate) sql: Sql,
+    program: PathBuf,
     http_port: Port,
     _sql_port: Port,
     headrest: Option<Child>,
@@ -77,8 +78,9 @@ impl Instance {
         ];
         Self {
             http: Http::new(http_port.number, Some(TOKEN.to_owned())),
-            sql: Sql { socket_dir: root.join("sock"), port: sql_port.number },
+            sql: Sql { socket_dir: root.join("sock"), port: sql_port.number, role: "postgres" },
             env: env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            program: PathBuf::from(env!("CARGO_BIN_EXE_headrest")),
             root,
             user,
             http_port,
@@ -100,6 +102,11 @@ impl Instance {
     /// Sets a variable of the next start.
     pub(crate) fn set(&mut self, name: &str, value: impl Into<String>) {
         self.env.insert(name.to_owned(), value.into());
+    }
+
+    /// The executable of the next start.
+    pub(crate) fn set_program(&mut self, program: PathBuf) {
+        self.program = program;
     }
 
     pub(crate) fn data_dir(&self) -> PathBuf {
@@ -129,7 +136,7 @@ impl Instance {
             let path = self.root.join(name);
             OpenOptions::new().create(true).append(true).open(path).expect("a log file")
         };
-        let child = Command::new(env!("CARGO_BIN_EXE_headrest"))
+        let child = Command::new(&self.program)
             .arg("serve")
             .env_clear()
             .envs(&self.env)

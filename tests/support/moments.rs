@@ -149,7 +149,7 @@ impl Instance {
 
     /// Where a fenced server can be looked into.
     pub(crate) fn fence(&self) -> Sql {
-        Sql { socket_dir: self.root.join("state/fence"), port: self.sql.port }
+        Sql { socket_dir: self.root.join("state/fence"), ..self.sql.clone() }
     }
 
     /// How often `pgbackrest restore` ran for a restore, as its log tells.

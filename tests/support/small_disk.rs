@@ -1,6 +1,7 @@
 //! A small file system in an instance's directory.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -69,10 +70,15 @@ impl SmallDisk {
     /// Leaves so many megabytes.
     pub(crate) fn fill(&self, left: u64) -> PathBuf {
         let file = self.place().join("filling");
-        let all = rustix::fs::statvfs(self.place()).unwrap();
-        let size = (all.f_bavail * all.f_frsize).saturating_sub(left << 20);
-        fs::write(&file, vec![0; usize::try_from(size).unwrap()]).unwrap();
-        file
+        let mut filling = fs::File::create(&file).unwrap();
+        loop {
+            let all = rustix::fs::statvfs(self.place()).unwrap();
+            let more = (all.f_bavail * all.f_frsize).saturating_sub(left << 20).min(1 << 20);
+            // Others write meanwhile.
+            if more == 0 || filling.write_all(&vec![0; usize::try_from(more).unwrap()]).is_err() {
+                return file;
+            }
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use super::{PATIENCE, files, until};
 pub(crate) struct Sql {
     pub(crate) socket_dir: PathBuf,
     pub(crate) port: u16,
+    pub(crate) role: &'static str,
 }
 
 impl Sql {
@@ -18,12 +19,17 @@ impl Sql {
         self.attempt_in("postgres", statement)
     }
 
+    /// The same as another role.
+    pub(crate) fn as_role(&self, role: &'static str) -> Self {
+        Self { role, ..self.clone() }
+    }
+
     /// The same in another database.
     pub(crate) fn attempt_in(&self, database: &str, statement: &str) -> Result<String, String> {
         let output = Command::new(files::postgres_program("psql"))
             .env_clear()
             .env("PGCONNECT_TIMEOUT", "10")
-            .args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres"])
+            .args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", self.role])
             .args(["-d", database, "-p", &self.port.to_string(), "-h"])
             .arg(&self.socket_dir)
             .args(["-c", statement])

@@ -4,11 +4,13 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     ArchivingFacts, Check, CheckId, CheckKey, FIRST_BACKUP, Facts, Level, RepositoryFacts,
-    TargetFacts, Thresholds, Up, span,
+    RestoreFacts, TargetFacts, Thresholds, Up, span,
 };
 
 /// For how long a notification may wait.
 const WAITS: SignedDuration = SignedDuration::from_hours(1);
+/// How long a restore may wait for a decision, without the database, until that is a failure.
+const DECISION_OVERDUE: SignedDuration = SignedDuration::from_hours(1);
 /// For how long it is said that one was given up.
 const GIVEN_UP: SignedDuration = SignedDuration::from_hours(24);
 
@@ -17,6 +19,7 @@ pub(super) fn all(facts: &Facts, thresholds: &Thresholds, now: Timestamp) -> Vec
     let mut checks = Vec::new();
     if let Some(server) = &facts.server {
         checks.push(postgres(&server.up));
+        checks.push(restore(facts.restore.as_ref(), now));
     }
     if let Some(why) = &facts.not_backed_up {
         checks.push(warn(CheckId::LastBackup, why.clone(), ""));
@@ -168,6 +171,26 @@ fn postgres(up: &Up) -> Check {
             why.clone(),
             "GET /api/v1/processes/postgres/log has what it said last.",
         ),
+    }
+}
+
+fn restore(restore: Option<&RestoreFacts>, now: Timestamp) -> Check {
+    let id = CheckId::Restore;
+    match restore {
+        None => pass(id, "none is under way".to_owned()),
+        Some(RestoreFacts { job, given_up: Some(why), .. }) => fail(
+            id,
+            format!("restore {job} was given up half way, and PGDATA is no database: {why}"),
+            "Correct the cause and restore again: POST /api/v1/stanzas/STANZA/restores.",
+        ),
+        Some(RestoreFacts { job, waits: Some((since, what, advice)), .. }) => {
+            let waited = now.duration_since(*since);
+            let level = if waited >= DECISION_OVERDUE { Level::Fail } else { Level::Warn };
+            check(id, level, format!("restore {job} waits for {}: {what}", span(waited)), advice)
+        }
+        Some(RestoreFacts { job, phase, .. }) => {
+            pass(id, format!("restore {job} is in phase {phase}: {}", phase.describe()))
+        }
     }
 }
 

@@ -72,6 +72,7 @@ impl ConditionName {
             CheckId::LastBackup | CheckId::LastFull => BACKUPS.to_owned(),
             CheckId::Repository => REPOSITORY.to_owned(),
             CheckId::Postgres
+            | CheckId::Restore
             | CheckId::WalGap
             | CheckId::PageChecksums
             | CheckId::Verify
@@ -165,6 +166,7 @@ pub fn event_of(
         },
         (
             CheckId::Postgres
+            | CheckId::Restore
             | CheckId::LastBackup
             | CheckId::LastFull
             | CheckId::Repository
@@ -181,6 +183,11 @@ pub fn event_of(
     let told_as = match (first, state.level) {
         (_, Level::Pass) => None,
         (CheckId::Verify, _) => Some(EventKind::VerifyFailed),
+        (CheckId::Restore, Level::Warn) => Some(EventKind::RestoreWaiting),
+        (CheckId::Restore, Level::Fail) => {
+            let given_up = facts.restore.as_ref().is_some_and(|restore| restore.given_up.is_some());
+            given_up.then_some(EventKind::RestoreFailed)
+        }
         (CheckId::PageChecksums, _) if facts.damage_told => Some(EventKind::BackupWarned),
         (CheckId::Schedule, _) => schedule.and_then(|schedule| {
             let outcome = schedule.trouble.as_ref()?.told?;

@@ -69,6 +69,17 @@ fn with_repository(change: impl FnOnce(&mut RepositoryFacts)) -> Facts {
     Facts { repository: Some(Ok(repository)), ..well() }
 }
 
+/// A restore that waits since so many seconds, or was given up.
+fn with_restore(waits: Option<i64>, given_up: Option<&str>) -> Facts {
+    let restore = RestoreFacts {
+        job: JobId::new(at(DAY)),
+        phase: Phase::Recovering,
+        waits: waits.map(|seconds| (at(seconds), "waiting for WAL".to_owned(), "advice")),
+        given_up: given_up.map(str::to_owned),
+    };
+    Facts { restore: Some(restore), ..well() }
+}
+
 fn judge(facts: &Facts) -> Vec<Check> {
     facts.judge(&Thresholds::default(), at(0))
 }
@@ -135,6 +146,11 @@ fn each_fault_has_its_check_and_level() {
         (down(Up::Held("an operator".to_owned())), C::Postgres, Warn),
         (down(Up::Down("exit 1".to_owned())), C::Postgres, Fail),
         (Facts { not_backed_up: Some("a copy".to_owned()), ..well() }, C::LastBackup, Warn),
+        (with_restore(None, None), C::Restore, Pass),
+        (with_restore(Some(0), None), C::Restore, Warn),
+        (with_restore(Some(HOUR - 1), None), C::Restore, Warn),
+        (with_restore(Some(HOUR), None), C::Restore, Fail),
+        (with_restore(None, Some("exit 41")), C::Restore, Fail),
     ];
     for (facts, id, level) in table {
         let checks = judge(&facts);

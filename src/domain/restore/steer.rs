@@ -48,7 +48,11 @@ pub struct Wait {
 
 impl Wait {
     /// A wait for a WAL segment.
-    pub fn at(reason: Awaiting, segment: impl std::fmt::Display, detail: impl Into<String>) -> Self {
+    pub fn at(
+        reason: Awaiting,
+        segment: impl std::fmt::Display,
+        detail: impl Into<String>,
+    ) -> Self {
         Self { reason, segment: Some(segment.to_string()), detail: detail.into() }
     }
 

@@ -20,6 +20,10 @@ impl Run<'_> {
                     let error = Some(problem("cancelled", message, &[]));
                     return Ended { result, error, follow_up, ..Ended::with(Outcome::Cancelled) };
                 }
+                if let Some(warning) = self.warning.take() {
+                    // A backup could not connect either.
+                    return Ended { result, error: Some(warning), ..Ended::with(Outcome::Warned) };
+                }
                 Ended { result, follow_up, ..Ended::with(Outcome::Succeeded) }
             }
             Err(Stop::Finished(error)) => {

@@ -90,6 +90,10 @@ impl Run<'_> {
                     let text = format!("the history of the new timeline was not kept: {error}");
                     self.recorder.say(Level::Warn, text).await;
                 }
+                if self.journal.role_missing {
+                    // Afterwards nobody of ours can.
+                    self.tidy_settings(connection).await;
+                }
                 Ok(Next::Unfence)
             }
             // A crash between promotion and checkpoint would come up on the old timeline with rows

@@ -73,6 +73,8 @@ impl Run<'_> {
         };
         let Some(connection) = following.connection else { return Ok(Next::Recover) };
         self.result.replayed_lsn = facts.replayed;
+        let user = self.context.postgres.status().address.map(|address| address.user);
+        self.journal.role_missing = user.is_some_and(|user| user != self.side.superuser);
         self.verify(&facts)?;
         self.enter(Phase::Verified).await?;
         let text = format!(

@@ -39,7 +39,7 @@ impl Run<'_> {
         let _ = self.context.catalog.observe(&self.journal.stanza, Freshness::New).await;
     }
 
-    async fn tidy_settings(&mut self, connection: &Connection) {
+    pub(super) async fn tidy_settings(&mut self, connection: &Connection) {
         match connection.reset_recovery_settings().await {
             Ok(names) if !names.is_empty() => {
                 let text = format!("took {} out of postgresql.auto.conf", names.join(", "));

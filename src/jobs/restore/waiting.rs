@@ -286,6 +286,9 @@ impl Run<'_> {
             return Some(wait(Awaiting::Disk, said));
         }
         let repository = wait(Awaiting::Repository, said.clone());
+        if !failure.may_be_about_the_file() {
+            return Some(repository);
+        }
         let Some(wanted) = self.wanted_by(file) else { return Some(repository) };
         let listed = self.consult(wanted, following).await;
         match listed {

@@ -76,6 +76,8 @@ pub(super) struct Supervisor {
     /// Since when processes of an ended postmaster are in the way of a start.
     orphans_since: Option<Instant>,
     look_at: Instant,
+    /// The newest line of the log before this server was started.
+    said_before: u64,
     initdb: Option<JoinHandle<Result<(), BootstrapError>>>,
 }
 
@@ -107,6 +109,7 @@ impl Supervisor {
             awaited: None,
             orphans_since: None,
             look_at: Instant::now(),
+            said_before: 0,
             initdb: None,
         }
     }
@@ -290,6 +293,7 @@ impl Supervisor {
         let fenced = self.fenced.is_some();
         match prepare(&self.settings, fenced, self.may_initdb) {
             Ok(Prepared::Start) => {
+                self.said_before = self.lines.newest();
                 match launch::launch(&self.settings, self.fenced.as_ref()).await {
                     Ok(postmaster) => self.began(postmaster, false),
                     Err(reason) => self.give_up(reason),
@@ -300,6 +304,7 @@ impl Supervisor {
                     process.pid = %postmaster.pid(),
                     "PostgreSQL is running already; taking it over without a restart"
                 );
+                self.said_before = self.lines.newest();
                 self.began(postmaster, true);
             }
             Ok(Prepared::Initdb) => {

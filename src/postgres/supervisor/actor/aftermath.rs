@@ -39,7 +39,7 @@ impl Supervisor {
             return;
         }
         self.lines.caught_up().await;
-        let said = self.lines.newest_with(&["PANIC:", "FATAL:"]);
+        let said = self.lines.cause(self.said_before);
         let said = said.map_or(String::new(), |line| format!("; it said: {line}"));
         let reason = format!("PostgreSQL {end}{said}");
         let was_ready = ready_for.is_some();

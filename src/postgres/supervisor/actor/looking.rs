@@ -123,7 +123,8 @@ impl Supervisor {
                 }
             }
         }
-        self.status.send_if_modified(|status| std::mem::replace(&mut status.no_role, no_role) != no_role);
+        self.status
+            .send_if_modified(|status| std::mem::replace(&mut status.no_role, no_role) != no_role);
     }
 
     /// The roles to connect as, in order. In restored data the configured one may not exist yet;
