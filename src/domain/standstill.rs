@@ -187,6 +187,8 @@ mod tests {
         Outcome::Failed(Failure { exit_code: Some(exit_code), message: "no".to_owned() })
     }
 
+    type Tries<'a> = Vec<(&'a str, Option<Outcome>)>;
+
     #[test]
     fn verdicts() {
         use Outcome::{Found, NotFound, Withheld};
@@ -199,7 +201,6 @@ mod tests {
             Outcome::Failed(failure) => Some(Standstill::Failing(file.to_owned(), failure)),
             _ => None,
         };
-        type Tries<'a> = Vec<(&'a str, Option<Outcome>)>;
         let cases: Vec<(Tries<'_>, Option<Standstill>)> = vec![
             (vec![], None),
             (vec![(four, Some(Found)), (five, None)], None),

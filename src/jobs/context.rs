@@ -18,6 +18,7 @@ use crate::pgbackrest::runner::Tool;
 use crate::pgbackrest::version::Version;
 use crate::postgres::client::Password;
 use crate::postgres::install::Binaries;
+use crate::postgres::{pgdata, session};
 use crate::postgres::supervisor::{Archiving, PostgresHandle};
 use crate::store::Store;
 
@@ -124,6 +125,9 @@ impl Context {
             defaults.pg_socket_dir = Some(address.socket_dir.display().to_string());
         }
         let mut env = conf::environment(&defaults, &server.user_options);
+        // Whatever is the default of a session, of the cluster, the role or the database.
+        let options = session::options(pgdata::major_version(&server.data_dir), false);
+        env.insert("PGOPTIONS".to_owned(), options);
         if let Some(password) = &server.password {
             // libpq's: pgBackRest has no option for it.
             env.insert("PGPASSWORD".to_owned(), password.0.expose_secret().to_owned());

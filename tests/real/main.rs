@@ -24,6 +24,7 @@ mod restore_kills;
 mod restore_tools;
 mod restores;
 mod retention;
+mod session_defaults;
 mod short_routes;
 mod slow_archive;
 mod steer;

@@ -5,6 +5,11 @@ use std::process::{Command, Stdio};
 
 use super::{PATIENCE, files, until};
 
+/// What the sessions of the tests set for themselves.
+const SESSION: &str = "-c statement_timeout=0 -c lock_timeout=0 -c role=none \
+    -c default_transaction_read_only=off -c default_transaction_isolation=read\\ committed \
+    -c search_path=public -c datestyle=ISO";
+
 /// Where the server of an instance is.
 #[derive(Debug, Clone)]
 pub(crate) struct Sql {
@@ -29,6 +34,8 @@ impl Sql {
         let output = Command::new(files::postgres_program("psql"))
             .env_clear()
             .env("PGCONNECT_TIMEOUT", "10")
+            // Whatever defaults a test gives to sessions.
+            .env("PGOPTIONS", SESSION)
             .args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", self.role])
             .args(["-d", database, "-p", &self.port.to_string(), "-h"])
             .arg(&self.socket_dir)

@@ -14,6 +14,7 @@ use secrecy::ExposeSecret as _;
 use super::{BootstrapError, FirstStart, file};
 use crate::config::Contract;
 use crate::postgres::install::{Binaries, is_executable};
+use crate::postgres::{pgdata, session};
 use crate::process::{End, Output, Program, capture};
 
 /// Files in the state directory while they are needed.
@@ -121,7 +122,7 @@ impl<'a> Scripts<'a> {
              DROP ROLE headrest_first_start;\n"
         );
         super::write_durably(&path, &script).map_err(file("write", &path))?;
-        let mut program = self.psql("postgres", "postgres");
+        let mut program = self.own_psql("postgres", "postgres");
         program.args.extend([
             "--quiet".to_owned(),
             "--file".to_owned(),
@@ -139,7 +140,7 @@ impl<'a> Scripts<'a> {
     pub(super) async fn create_database(&self) -> Result<(), BootstrapError> {
         let name = &self.contract.database;
         let statement = format!("CREATE DATABASE {}", super::quoted(name));
-        let mut program = self.psql(&self.contract.user, "postgres");
+        let mut program = self.own_psql(&self.contract.user, "postgres");
         program.args.extend(["--quiet".to_owned(), "--command".to_owned(), statement]);
         let end = run(program).await?;
         end.is_success()
@@ -218,6 +219,14 @@ impl<'a> Scripts<'a> {
         let end = run(program).await?;
         let unpacked = packer.wait().await;
         Ok(if end.is_success() { unpacked } else { end })
+    }
+
+    /// The same for our own statements, whatever defaults the server's arguments give a session.
+    fn own_psql(&self, user: &str, database: &str) -> Program {
+        let mut program = self.psql(user, database);
+        let major = pgdata::major_version(&self.first.data_dir);
+        program.env.insert("PGOPTIONS".to_owned(), session::options(major, true));
+        program
     }
 
     fn psql(&self, user: &str, database: &str) -> Program {
