@@ -23,11 +23,12 @@ use crate::cli::{EXIT_CONFIG, complain};
 use crate::config::{Auth as AuthMode, Config, Contract, Environment, Flags, Switch};
 use crate::http::state::Shared;
 use crate::http::{self, AppState, Auth};
+use crate::domain::JobSpec;
 use crate::jobs::archive::Archives;
 use crate::jobs::context::{ServerSide, Wake};
 use crate::jobs::journal::Journals;
 use crate::jobs::retention::Retention;
-use crate::jobs::{self, Catalog, Context, JobsHandle, Keeper, Planner, Wal};
+use crate::jobs::{self, Catalog, Context, JobsHandle, Keeper, Planner, Submission, Wal};
 use crate::metrics::Metrics;
 use crate::monitor::{self, MonitorHandle};
 use crate::notify::{self, Notifier};
@@ -269,6 +270,9 @@ async fn serve(
     tracing::info!("the dashboard and the API answer at http://{address}/");
 
     // Only now PostgreSQL: whatever goes wrong from here on can be read.
+    if let Some(spec) = found.follow_up {
+        tokio::spawn(ask_when_ready(postgres.clone(), jobs.clone(), spec));
+    }
     if let Some((job, journal, action)) = found.resume {
         jobs.resume(job, journal, action).await;
     } else if let Some(server) = &context.server
@@ -332,6 +336,17 @@ async fn serve(
     drop((supervising, scheduling));
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Asks for a job as soon as the server takes writes.
+async fn ask_when_ready(postgres: PostgresHandle, jobs: JobsHandle, spec: JobSpec) {
+    let mut status = postgres.watch();
+    if status.wait_for(Status::takes_writes).await.is_err() {
+        return;
+    }
+    if let Err(denied) = jobs.submit(Submission::of_event(spec, "restore")).await {
+        tracing::warn!("cannot ask for the backup after a restore: {denied}");
+    }
 }
 
 /// The password that a container was told, for a server that asks for one on its socket.

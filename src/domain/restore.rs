@@ -36,6 +36,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::job::{JobError, RestoreResult};
 use super::plan::check::CheckId;
 use super::recovery::{OnReached, RecoveryTarget};
 use super::words::words;
@@ -303,6 +304,12 @@ pub struct Journal {
     /// How often a promotion was tried and not found in the control data.
     #[serde(default)]
     pub promotions: u32,
+    /// What the restore has to show, once it is done.
+    #[serde(default)]
+    pub result: Option<RestoreResult>,
+    /// What somebody has to look at, although it is done.
+    #[serde(default)]
+    pub warning: Option<JobError>,
     /// How often `pgbackrest restore` was started.
     pub attempts: u32,
     /// What went wrong last.
@@ -370,6 +377,8 @@ impl Journal {
             histories_known: false,
             role_missing: false,
             promotions: 0,
+            result: None,
+            warning: None,
             attempts: 0,
             last_error: None,
         }

@@ -9,15 +9,18 @@ use rustix::process::Pid;
 use super::context::{ServerSide, Wake};
 use super::journal::{JournalError, Journals};
 use super::recorder::event;
-use super::worker::problem;
+use super::restore;
+use super::worker::{Ended, problem};
 use crate::clock;
-use crate::domain::job::{Job, JobEvent, JobId, JobSpec, Outcome, RestoreSpec, Trigger};
+use crate::domain::job::{
+    Job, JobError, JobEvent, JobId, JobKind, JobSpec, Outcome, RestoreSpec, Trigger,
+};
 use crate::domain::restore::{BootAction, Journal, Phase, on_boot};
 use crate::postgres::control::ControlData;
 use crate::postgres::{pgdata, stray};
 use crate::process::inspect::{self, ProcessIdentity};
 use crate::process::stop;
-use crate::store::{Store, StoreError};
+use crate::store::{JobFilter, Store, StoreError};
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -26,6 +29,8 @@ pub struct Found {
     pub resume: Option<(Job, Journal, BootAction)>,
     /// PostgreSQL must not be started but by this restore.
     pub fenced_by: Option<JobId>,
+    /// What should follow a restore that was done, and was not asked for yet.
+    pub follow_up: Option<JobSpec>,
 }
 
 /// Why nothing may be started.
@@ -53,16 +58,27 @@ pub async fn look_back(
         }
     }
     let mut found = Found::default();
-    if let Some(side) = side
-        && let Some(journal) = journal_of(store, journals, side).await?
-    {
-        found = unfinished_restore(store, journals, side, journal, &unfinished).await?;
+    let journal = match side {
+        Some(side) => journal_of(store, journals, side).await?,
+        None => None,
+    };
+    if let (Some(side), Some(journal)) = (side, &journal) {
+        found = unfinished_restore(store, journals, side, journal.clone(), &unfinished).await?;
     }
     let resumed = found.resume.as_ref().map(|(job, ..)| job.id);
+    let done = journal.filter(|journal| journal.phase == Phase::Done);
     for (job, _) in unfinished {
-        if Some(job.id) != resumed {
-            close(store, wake, job).await?;
+        let own = done.as_ref().filter(|journal| journal.id == job.id);
+        match (own, job.spec.clone()) {
+            (Some(journal), JobSpec::Restore(spec)) => {
+                close(store, wake, job, restore::of_done(journal, &spec)).await?;
+            }
+            _ if Some(job.id) != resumed => close(store, wake, job, interrupted()).await?,
+            _ => {}
         }
+    }
+    if let Some(journal) = done {
+        found.follow_up = owed_backup(store, &journal).await?;
     }
     settle_keys(store).await?;
     Ok(found)
@@ -114,7 +130,7 @@ async fn unfinished_restore(
              started. Mount the right one and start Headrest again",
             side.data_dir.display()
         );
-        return Ok(Found { resume: None, fenced_by: Some(id) });
+        return Ok(Found { fenced_by: Some(id), ..Found::default() });
     }
     // A fenced server that is still there is ended before its control data is believed.
     if matches!(journal.phase, Phase::Recovering | Phase::Verified | Phase::Promoting)
@@ -141,7 +157,7 @@ async fn unfinished_restore(
             store.keep_journal(journal).await?;
             Ok(Found::default())
         }
-        BootAction::StayDown => Ok(Found { resume: None, fenced_by: Some(id) }),
+        BootAction::StayDown => Ok(Found { fenced_by: Some(id), ..Found::default() }),
         BootAction::RestoreAgain | BootAction::Recover | BootAction::Unfence => {
             let known = unfinished.iter().find(|(job, _)| job.id == id).map(|(job, _)| job.clone());
             let mut job = match known {
@@ -152,7 +168,8 @@ async fn unfinished_restore(
             // It waits for nobody before its server is back.
             journal.wait_for(None, clock::now());
             store.keep_journal(journal.clone()).await?;
-            Ok(Found { resume: Some((job, journal, action)), fenced_by: Some(id) })
+            let resume = Some((job, journal, action));
+            Ok(Found { resume, fenced_by: Some(id), follow_up: None })
         }
     }
 }
@@ -190,20 +207,43 @@ async fn end_leftovers(job: JobId, process: &str) {
     tracing::warn!(job.id = %job, process.group = %group, ?how, "ended what job {job} left behind");
 }
 
-/// Closes a job that nobody works for any more.
-async fn close(store: &Store, wake: &Wake, mut job: Job) -> Result<(), StoreError> {
-    let mut error = problem(
+/// The full backup after a restore, when Headrest ended between the end of the restore and asking for
+/// that.
+async fn owed_backup(store: &Store, journal: &Journal) -> Result<Option<JobSpec>, StoreError> {
+    let Some(job) = store.job(journal.id).await? else { return Ok(None) };
+    let JobSpec::Restore(spec) = &job.spec else { return Ok(None) };
+    let Some(owed) = restore::of_done(journal, spec).follow_up else { return Ok(None) };
+    let filter = JobFilter {
+        kind: Some(JobKind::Backup),
+        stanza: Some(journal.stanza.clone()),
+        limit: 100,
+        ..JobFilter::default()
+    };
+    let backups = store.jobs(filter).await?;
+    let since = backups.iter().any(|backup| backup.created_at >= journal.written_at);
+    Ok((!since).then_some(owed))
+}
+
+/// How a job ended that Headrest left under way.
+fn interrupted() -> Ended {
+    let error = problem(
         "interrupted",
         "Headrest ended while this job was under way",
         &["Start it again if it is still wanted."],
     );
-    error.retryable = true;
-    job.error = Some(error);
-    if let Err(refused) = job.apply(JobEvent::Finish(Outcome::Interrupted), clock::now()) {
+    let error = Some(JobError { retryable: true, ..error });
+    Ended { error, ..Ended::with(Outcome::Interrupted) }
+}
+
+/// Closes a job that nobody works for any more.
+async fn close(store: &Store, wake: &Wake, mut job: Job, ended: Ended) -> Result<(), StoreError> {
+    (job.result, job.error) = (ended.result, ended.error);
+    let outcome = ended.outcome.unwrap_or(Outcome::Interrupted);
+    if let Err(refused) = job.apply(JobEvent::Finish(outcome), clock::now()) {
         tracing::error!(job.id = %job.id, "a bug in the boot: {refused}");
         return Ok(());
     }
-    tracing::warn!(job.id = %job.id, "job {} was interrupted by the end of Headrest", job.id);
+    tracing::warn!(job.id = %job.id, "job {} had not been closed: it {outcome}", job.id);
     let data = serde_json::json!({ "state": job.state, "outcome": job.state.outcome() });
     let last = store.update_state(job, vec![event("state", data.to_string())]).await?;
     wake.stored(last);

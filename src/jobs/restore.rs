@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 use super::context::{Context, ServerSide};
 use super::queue::Helm;
 use super::recorder::Recorder;
+pub(super) use close::of_done;
+
 use super::worker::{self, Ended, problem};
 use crate::clock;
 use crate::domain::Lsn;
@@ -102,8 +104,6 @@ struct Run<'a> {
     waiting_for: Option<String>,
     /// When each reason to wait was notified last.
     told: BTreeMap<Awaiting, Instant>,
-    /// What somebody has to look at, although the restore is done.
-    warning: Option<JobError>,
 }
 
 pub(super) async fn run(
@@ -144,7 +144,6 @@ pub(super) async fn run(
         last_replayed: None,
         waiting_for: None,
         told: BTreeMap::new(),
-        warning: None,
     };
     let stopped = match action {
         None => run.begin().await,
@@ -347,7 +346,7 @@ impl Run<'_> {
         }
         let status = self.wait_for_clients_start().await?;
         if status.state == ServerState::Starting && self.accepts_connections() {
-            self.warning = Some(self.cannot_connect(&status));
+            self.journal.warning = Some(self.cannot_connect(&status));
         } else if status.state != ServerState::Ready {
             let reason = status.reason.unwrap_or_else(|| format!("it is {}", status.state));
             return Err(Stop::Finished(problem(
@@ -357,6 +356,7 @@ impl Run<'_> {
             )));
         }
         self.settle().await;
+        self.journal.result = Some(self.result.clone());
         self.enter(Phase::Done).await
     }
 

@@ -9,13 +9,13 @@ use std::{fs, thread};
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::PATIENCE;
 use crate::support::instance::Instance;
-use crate::support::jobs::is_final;
+use crate::support::jobs::{RESTORES, accepted, is_final};
 use crate::support::process;
 use crate::support::rows::Rows;
+use crate::support::{PATIENCE, until};
 
 const INTACT: [&str; 5] = ["accepted", "quiesced", "safe-point", "stopping", "draining"];
 
@@ -78,9 +78,10 @@ impl Drop for Watch {
 #[track_caller]
 pub(crate) fn recover_and_check(instance: &mut Instance, id: &str, phase: &str, rows: &Rows) {
     if phase == "done" {
-        // Killed between the end of the work and the note of it.
-        instance.start();
-        assert!(is_final(&instance.wait_job(id)));
+        // Killed between the end of the work and the note of it: the journal decides.
+        let job = instance.start_and_wait_for(id);
+        assert_eq!(job["state"], "succeeded", "{job:#}");
+        assert!(!job["result"].is_null(), "{job:#}");
         instance.wait_ready();
         return rows.check();
     }
@@ -141,6 +142,32 @@ fn headrest_killed_in_each_phase_of_a_restore_loses_nothing() {
         recover_and_check(&mut instance, &id, &phase, &rows);
     }
     watch.check();
+}
+
+/// The journal says that it is done, and the job's row perhaps not yet.
+#[test]
+fn headrest_killed_as_soon_as_a_restore_is_done_has_succeeded() {
+    let mut instance = Instance::with_full_backup();
+    let mut rows = Rows::in_new_table(&instance.sql, "t");
+    rows.add(10);
+    let request = json!({ "target": { "type": "latest" }, "confirm": "main" });
+    let id = accepted(&instance.http.post(RESTORES, &request));
+    let deadline = Instant::now() + PATIENCE;
+    while phase_of(&instance, &id) != "done" {
+        assert!(Instant::now() < deadline, "it is not done: {}", instance.job_log(&id));
+    }
+    instance.kill();
+    let job = instance.start_and_wait_for(&id);
+    assert_eq!(job["state"], "succeeded", "{job:#}");
+    assert_eq!(job["result"]["timeline"], 2, "{job:#}");
+    instance.wait_ready();
+    rows.check();
+    // The backup that belongs to it is made all the same.
+    let after = until("the backup after the restore", PATIENCE, || {
+        let of_restore = |job: &Value| job["trigger"] == "event:restore" && is_final(job);
+        instance.jobs().into_iter().find(of_restore)
+    });
+    assert!(["succeeded", "interrupted"].contains(&after["state"].as_str().unwrap()), "{after:#}");
 }
 
 #[test]

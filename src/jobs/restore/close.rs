@@ -4,7 +4,7 @@ use super::super::worker::{Ended, problem};
 use super::{Run, Stop};
 use crate::domain::BackupType;
 use crate::domain::job::{BackupSpec, JobResult, JobSpec, Outcome, RestoreSpec};
-use crate::domain::restore::Phase;
+use crate::domain::restore::{Journal, Phase};
 use crate::postgres::pgdata::{self, Content};
 use crate::postgres::supervisor::{Actor, Order, Status};
 
@@ -13,19 +13,7 @@ impl Run<'_> {
     pub(super) async fn close(&mut self, stopped: Result<(), Stop>, spec: &RestoreSpec) -> Ended {
         let result = Some(JobResult::Restore(self.result.clone()));
         match stopped {
-            Ok(()) => {
-                let follow_up = spec.backup_after.then(|| full_backup_of(spec));
-                if self.journal.abandoned {
-                    let message = "abandoned; what was there before the restore is back";
-                    let error = Some(problem("cancelled", message, &[]));
-                    return Ended { result, error, follow_up, ..Ended::with(Outcome::Cancelled) };
-                }
-                if let Some(warning) = self.warning.take() {
-                    // A backup could not connect either.
-                    return Ended { result, error: Some(warning), ..Ended::with(Outcome::Warned) };
-                }
-                Ended { result, follow_up, ..Ended::with(Outcome::Succeeded) }
-            }
+            Ok(()) => of_done(&self.journal, spec),
             Err(Stop::Finished(error)) => {
                 // The data is complete: it is the supervisor's and the operators' again.
                 if let Err(refusal) = self.order(Order::LowerFence).await {
@@ -87,6 +75,22 @@ impl Run<'_> {
             let _ = self.context.postgres.order(Order::Start, Actor::Operator).await;
         }
     }
+}
+
+/// How a restore ended whose journal says that it is done.
+pub(in crate::jobs) fn of_done(journal: &Journal, spec: &RestoreSpec) -> Ended {
+    let result = journal.result.clone().map(JobResult::Restore);
+    let follow_up = spec.backup_after.then(|| full_backup_of(spec));
+    if let Some(warning) = &journal.warning {
+        // A backup could not connect either.
+        return Ended { result, error: Some(warning.clone()), ..Ended::with(Outcome::Warned) };
+    }
+    if journal.abandoned {
+        let message = "abandoned; what was there before the restore is back";
+        let error = Some(problem("cancelled", message, &[]));
+        return Ended { result, error, follow_up, ..Ended::with(Outcome::Cancelled) };
+    }
+    Ended { result, follow_up, ..Ended::with(Outcome::Succeeded) }
 }
 
 fn full_backup_of(spec: &RestoreSpec) -> JobSpec {
