@@ -21,9 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::{EXIT_CONFIG, complain};
 use crate::config::{Auth as AuthMode, Config, Contract, Environment, Flags, Switch};
+use crate::domain::JobSpec;
 use crate::http::state::Shared;
 use crate::http::{self, AppState, Auth};
-use crate::domain::JobSpec;
 use crate::jobs::archive::Archives;
 use crate::jobs::context::{ServerSide, Wake};
 use crate::jobs::journal::Journals;

@@ -151,6 +151,8 @@ pub struct Decision {
     pub gaps: Vec<Gap>,
     /// What is on the server now and will not be there afterwards.
     pub lost: Option<Lost>,
+    /// Where the named point that is the target ends, when that is known.
+    pub position: Option<Lsn>,
     /// Why it is not certain that the target exists.
     pub uncertain: Option<String>,
 }
@@ -314,7 +316,11 @@ pub fn decide(catalogue: &Catalogue, wish: &Wish) -> Result<Decision, Unreachabl
     let gaps =
         wal_until.map_or_else(Vec::new, |until| catalogue.gaps(&branch, first, until.number()));
     let lost = catalogue.lost(wish, &branch, place);
-    Ok(Decision { set: set.clone(), timeline: tip, wal_until, gaps, lost, uncertain })
+    let position = match wish.target {
+        RecoveryTarget::Name { .. } => place.and_then(|place| place.reached_by),
+        _ => None,
+    };
+    Ok(Decision { set: set.clone(), timeline: tip, wal_until, gaps, lost, position, uncertain })
 }
 
 /// The newest set that ended before the target, on the branch.

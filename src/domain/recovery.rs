@@ -140,17 +140,29 @@ impl RecoveryTarget {
     }
 
     /// PostgreSQL's settings for it: name and value. None for the end of the archive, where a
-    /// standby simply runs out of WAL.
-    pub fn settings(&self) -> Vec<(&'static str, String)> {
-        let one = match self {
-            Self::Latest => return Vec::new(),
-            Self::Immediate => ("recovery_target", "immediate".to_owned()),
-            Self::Time { value, .. } => ("recovery_target_time", in_utc(*value)),
-            Self::Lsn { value, .. } => ("recovery_target_lsn", value.to_string()),
-            Self::Xid { value, .. } => ("recovery_target_xid", value.to_string()),
-            Self::Name { value } => ("recovery_target_name", value.to_string()),
+    /// standby simply runs out of WAL. `position` is where a named point ends, when that is known.
+    pub fn settings(&self, position: Option<Lsn>) -> Vec<(&'static str, String)> {
+        let mut exclusive = self.is_exclusive();
+        let one = match (self, position) {
+            (Self::Latest, _) => return Vec::new(),
+            (Self::Immediate, _) => ("recovery_target", "immediate".to_owned()),
+            (Self::Time { value, .. }, _) => {
+                // Commits are told in microseconds. What is committed before a moment within one
+                // of them is what is committed up to that one.
+                exclusive &= value.subsec_nanosecond() % 1000 == 0;
+                ("recovery_target_time", in_utc(*value))
+            }
+            (Self::Lsn { value, .. }, _) => ("recovery_target_lsn", value.to_string()),
+            (Self::Xid { value, .. }, _) => ("recovery_target_xid", value.to_string()),
+            // By its name recovery would stop at the first point of that name. The record of a point
+            // ends at its position: recovery stops before the record after it.
+            (Self::Name { .. }, Some(position)) => {
+                exclusive = true;
+                ("recovery_target_lsn", position.to_string())
+            }
+            (Self::Name { value }, None) => ("recovery_target_name", value.to_string()),
         };
-        let inclusive = if self.is_exclusive() { "off" } else { "on" };
+        let inclusive = if exclusive { "off" } else { "on" };
         vec![
             // Never promote: a promotion by the server itself is not crash-safe (restore.md).
             ("recovery_target_action", "pause".to_owned()),
@@ -354,13 +366,36 @@ mod tests {
             ("recovery_target_inclusive", "off".to_owned()),
             ("recovery_target_time", "2026-11-20 08:00:00.123456+00".to_owned()),
         ];
-        assert_eq!(time.settings(), expect);
+        assert_eq!(time.settings(None), expect);
         assert_eq!(time.to_string(), "time 2026-11-20T08:00:00.123456Z (exclusive)");
-        assert!(RecoveryTarget::Latest.settings().is_empty());
+        assert!(RecoveryTarget::Latest.settings(None).is_empty());
         let name = RecoveryTarget::Name { value: "before-release".parse().unwrap() };
-        assert_eq!(name.settings()[2], ("recovery_target_name", "before-release".to_owned()));
+        assert_eq!(name.settings(None)[2], ("recovery_target_name", "before-release".to_owned()));
+        let expect = [
+            ("recovery_target_action", "pause".to_owned()),
+            ("recovery_target_inclusive", "off".to_owned()),
+            ("recovery_target_lsn", "0/3000060".to_owned()),
+        ];
+        assert_eq!(name.settings(Some(Lsn::new(0x300_0060))), expect);
         let early: Timestamp = "0099-01-01T00:00:00Z".parse().unwrap();
         assert_eq!(in_utc(early), "0099-01-01 00:00:00.000000+00");
+    }
+
+    #[test]
+    fn a_moment_within_a_microsecond_keeps_what_was_committed_before_it() {
+        for (nanoseconds, exclusive, inclusive) in [
+            (123_456_000, true, "off"),
+            (123_456_000, false, "on"),
+            (123_456_500, true, "on"),
+            (123_456_500, false, "on"),
+            (123_456_001, true, "on"),
+            (123_456_999, true, "on"),
+        ] {
+            let value = Timestamp::new(1_795_000_000, nanoseconds).unwrap();
+            let settings = RecoveryTarget::Time { value, exclusive }.settings(None);
+            assert_eq!(settings[1].1, inclusive, "{nanoseconds} {exclusive}");
+            assert!(settings[2].1.ends_with(".123456+00"), "{settings:?}");
+        }
     }
 
     #[test]
@@ -410,7 +445,7 @@ mod tests {
                 text.parse().ok().map(|value| RecoveryTarget::Time { value, exclusive: false }),
             ];
             for target in targets.into_iter().flatten() {
-                for (_, value) in target.settings() {
+                for (_, value) in target.settings(None) {
                     prop_assert!(!value.contains(['\'', '"', '\\', '\n', '\r', '=', '$']));
                 }
                 let json = serde_json::to_string(&target).unwrap();

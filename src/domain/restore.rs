@@ -3,9 +3,11 @@
 //! ```text
 //!  accepted -> quiesced -> safe-point -> stopping -> draining     the data is intact:
 //!      \__________\___________\____________\___________\--------> aborted
-//!                                                       |
-//!                                                       v
-//!                    .------------------------------ restoring <--.   never start PostgreSQL:
+//!                                                       |            ^
+//!                                                       v            | pg_control is untouched
+//!                    .------------------------------ restoring ------'
+//!                    |                                  |     ^
+//!                    |                                  |     `---.   never start PostgreSQL:
 //!                    v                                  |         |   run the same restore again
 //!              needs-operator                           v         |
 //!                    |                               restored ----|   not promoted: start it fenced,
@@ -57,7 +59,8 @@ words! {
         Stopping = "stopping",
         /// WAL that is not in the archive is being pushed or kept aside.
         Draining = "draining",
-        /// `pgbackrest restore` runs. From here on PGDATA is not a database.
+        /// `pgbackrest restore` runs. From here on PGDATA counts as no database; only where it turns out
+        /// that pgBackRest ended before it touched anything is the restore aborted.
         Restoring = "restoring",
         /// The files are complete.
         Restored = "restored",
@@ -98,7 +101,7 @@ impl Phase {
             Self::Stopping => matches!(to, Self::Draining | Self::Aborted),
             Self::Draining => matches!(to, Self::Restoring | Self::Aborted),
             Self::Restoring => {
-                matches!(to, Self::Restoring | Self::Restored | Self::NeedsOperator)
+                matches!(to, Self::Restoring | Self::Restored | Self::NeedsOperator | Self::Aborted)
             }
             Self::Restored => {
                 matches!(to, Self::Restoring | Self::Recovering | Self::NeedsOperator)
@@ -173,6 +176,18 @@ impl Phase {
     }
 }
 
+/// What a file has that another one at the same place would not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileIdentity {
+    /// The device of its file system.
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+    /// When it was written, in nanoseconds since 1970.
+    pub written_ns: i128,
+}
+
 /// A moment on the old timeline to which an undo could go back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -206,6 +221,9 @@ pub struct Journal {
     pub by: String,
     /// Where recovery ends.
     pub target: RecoveryTarget,
+    /// Where the named point that is the target ends, when that is known.
+    #[serde(default)]
+    pub position: Option<Lsn>,
     /// The backup set, pinned: a second run restores the same.
     pub set: BackupLabel,
     /// The repository, pinned.
@@ -223,6 +241,10 @@ pub struct Journal {
     pub timeline_before: Option<Timeline>,
     /// The segment size in bytes, when it could be read.
     pub segment_bytes: Option<u64>,
+    /// What identified `global/pg_control` before pgBackRest began, which removes it first of all: as
+    /// long as it is the same, PGDATA is what it was.
+    #[serde(default)]
+    pub control_file: Option<FileIdentity>,
     /// Settings that a hot standby needs at least at these values (`max_connections` and kin).
     pub setting_floors: BTreeMap<String, u64>,
     /// The newest segment that is in the archive on that timeline. Waiting for this one or an
@@ -342,6 +364,7 @@ impl Journal {
             written_at: now,
             by,
             target,
+            position: pinned.position,
             set: pinned.set,
             repo: pinned.repo,
             pgdata: PathBuf::new(),
@@ -350,6 +373,7 @@ impl Journal {
             timeline: Some(pinned.timeline),
             timeline_before: None,
             segment_bytes: None,
+            control_file: None,
             setting_floors: BTreeMap::new(),
             archived_until: pinned.wal_end,
             kept_wal: None,
@@ -391,6 +415,21 @@ impl Journal {
         finished || self.phase.data_is_intact()
     }
 
+    /// PostgreSQL's settings for the target.
+    pub fn target_settings(&self) -> Vec<(&'static str, String)> {
+        self.target.settings(self.position)
+    }
+
+    /// Whether everything before the position that is the target was replayed, and nothing after it.
+    pub fn is_at_its_position(&self, replayed: Option<Lsn>) -> bool {
+        let position = match &self.target {
+            RecoveryTarget::Name { .. } => self.position,
+            RecoveryTarget::Lsn { value, exclusive: true } => Some(*value),
+            _ => None,
+        };
+        position.is_some() && replayed == position && self.accepted_end.is_none()
+    }
+
     /// Points the restore at another target.
     pub fn retarget(&mut self, new: NewTarget) {
         let NewTarget { target, pinned, on_reached } = new;
@@ -398,6 +437,7 @@ impl Journal {
         self.on_reached = on_reached;
         (self.set, self.repo) = (pinned.set, pinned.repo);
         self.timeline = Some(pinned.timeline);
+        self.position = pinned.position;
         self.archived_until = pinned.wal_end;
         (self.left_in, self.ended) = (pinned.left_in, pinned.ended);
         self.plan = Some(pinned.plan);

@@ -18,8 +18,8 @@ use crate::pgbackrest::runner::Tool;
 use crate::pgbackrest::version::Version;
 use crate::postgres::client::Password;
 use crate::postgres::install::Binaries;
-use crate::postgres::{pgdata, session};
 use crate::postgres::supervisor::{Archiving, PostgresHandle};
+use crate::postgres::{pgdata, session};
 use crate::store::Store;
 
 /// The supervised server's side of a job's needs.

@@ -101,6 +101,7 @@ impl Plan {
             left_in: self.left_in.clone(),
             ended: self.ended,
             system_id: self.backups_of.clone(),
+            position: self.decision.position,
             plan: self.hash.clone(),
         }
     }

@@ -250,7 +250,7 @@ impl Run<'_> {
             }
             self.journal.last_error = Some(error.message.clone());
             if tries >= TRIES {
-                return Err(Stop::NeedsOperator(error));
+                return Err(self.given_up_with(error));
             }
             let wait = Duration::from_secs(u64::from(tries) * 2);
             let text = format!(
@@ -268,6 +268,17 @@ impl Run<'_> {
             self.learn_from_restored(&control);
         }
         self.enter(Phase::Restored).await
+    }
+
+    /// pgBackRest has failed for good. It removes `pg_control` before anything else (seen with 2.45 to
+    /// 2.60), so where that is still the same file PGDATA is what it was before the restore.
+    fn given_up_with(&self, error: JobError) -> Stop {
+        let now = pgdata::control_file(&self.side.data_dir);
+        let untouched = now.is_some()
+            && now == self.journal.control_file
+            && self.journal.inherited_from.is_none()
+            && matches!(pgdata::content(&self.side.data_dir), Ok(Content::Cluster(_)));
+        if untouched { Stop::Aborted(error) } else { Stop::NeedsOperator(error) }
     }
 
     /// What the restored cluster needs to recover: settings at least as high as when it was backed

@@ -1,7 +1,9 @@
 //! The WAL of the supervised server, for people: how archiving goes, a new segment, a named point.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::context::{Context, ServerSide};
@@ -28,7 +30,7 @@ pub enum WalError {
     #[error("PostgreSQL takes no writes at present: it is {0}")]
     NotReady(String),
     /// The name is taken.
-    #[error("there is a restore point {0} already")]
+    #[error("there is a restore point {0} already; choose another name")]
     PointExists(RestorePointName),
     /// The server refused.
     #[error(transparent)]
@@ -62,12 +64,14 @@ pub struct Switched {
 #[derive(Debug, Clone)]
 pub struct Wal {
     context: Context,
+    /// Held while a point is named: the same name must not be given twice.
+    naming: Arc<Mutex<()>>,
 }
 
 impl Wal {
     /// The WAL of this context's server.
     pub fn new(context: Context) -> Self {
-        Self { context }
+        Self { context, naming: Arc::default() }
     }
 
     fn side(&self, stanza: &StanzaName) -> Result<&ServerSide, WalError> {
@@ -125,6 +129,7 @@ impl Wal {
         name: RestorePointName,
     ) -> Result<RestorePoint, WalError> {
         let (side, connection) = self.connect(stanza).await?;
+        let _naming = self.naming.lock().await;
         let known = self.context.store.restore_points(stanza.clone()).await?;
         // Recovery stops at the first point of a name, so there must be only one.
         if known.iter().any(|point| point.name == name) {

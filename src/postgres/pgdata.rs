@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use rustix::process::Pid;
 
 use crate::domain::Timeline;
+use crate::domain::restore::FileIdentity;
 use crate::process::inspect;
 
 /// `postmaster.pid` (PostgreSQL source, `miscadmin.h`, "lock file contents").
@@ -175,6 +176,13 @@ pub fn major_version(pgdata: &Path) -> Option<u16> {
 pub fn identity(pgdata: &Path) -> io::Result<(u64, u64)> {
     let meta = fs::metadata(pgdata)?;
     Ok((meta.dev(), meta.ino()))
+}
+
+/// What identifies `global/pg_control` as it is now; `None` when it is not there.
+pub fn control_file(pgdata: &Path) -> Option<FileIdentity> {
+    let meta = fs::metadata(pgdata.join("global/pg_control")).ok()?;
+    let written_ns = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
+    Some(FileIdentity { device: meta.dev(), inode: meta.ino(), written_ns })
 }
 
 /// What a walk through PGDATA shows.

@@ -11,6 +11,7 @@ mod backups;
 mod crashes;
 mod ended;
 mod events;
+mod exact;
 mod exits;
 mod gaps;
 mod health;

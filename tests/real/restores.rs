@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::client::send;
+use crate::support::fake::Fake;
+use crate::support::files;
 use crate::support::instance::Instance;
 use crate::support::jobs::{RESTORES, id_of};
 use crate::support::rows::Rows;
@@ -178,6 +180,42 @@ fn a_restore_that_cannot_go_well_leaves_the_server_alone() {
     assert_eq!(instance.postmaster(), before, "the server was touched");
     instance.wait_ready();
     rows.check();
+    instance.good_restore();
+    rows.check();
+}
+
+/// pgBackRest gives up before it removes `pg_control`: the server goes on, the restore is aborted.
+#[test]
+fn a_pgbackrest_that_touched_nothing_takes_no_server_down() {
+    let (instance, fake) = Fake::with_first_backup();
+    let mut rows = Rows::in_new_table(&instance.sql, "t");
+    rows.add(10);
+    let repo = instance.root.join("repo");
+    let real = files::pgbackrest().display().to_string();
+    // The repository goes away in the very second; the real one says what it thinks of that.
+    let goes_away = format!("chmod 0 '{}'\nexec {real} \"$@\"", repo.display());
+    for (script, message) in [
+        (goes_away.as_str(), "backup set"),
+        (
+            "echo 'P00  ERROR: [053]: unable to list file info for path \\047/spool\\047'; exit 53",
+            "/spool",
+        ),
+        ("kill -9 $$", "SIGKILL"),
+    ] {
+        fake.on("restore", script);
+        let id = instance.begin_restore();
+        let job = instance.wait_job(&id);
+        fake.forget("restore");
+        fs::set_permissions(&repo, fs::Permissions::from_mode(0o750)).unwrap();
+        assert_eq!(job["state"], "failed", "{job:#}\n{}", instance.job_log(&id));
+        assert_eq!(job["restore"]["phase"], "aborted", "{job:#}");
+        assert!(job["error"]["message"].as_str().unwrap().contains(message), "{job:#}");
+        instance.wait_ready();
+        assert_eq!(instance.server()["fenced_by"], Value::Null);
+        rows.check();
+        rows.add(10);
+    }
+    instance.good_backup("incr");
     instance.good_restore();
     rows.check();
 }

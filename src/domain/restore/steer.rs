@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::super::plan::check::CheckId;
 use super::super::recovery::{OnReached, RecoveryTarget};
 use super::super::words::words;
-use super::super::{BackupLabel, RepoKey, Timeline};
+use super::super::{BackupLabel, Lsn, RepoKey, Timeline};
 use super::Phase;
 
 words! {
@@ -236,6 +236,9 @@ pub struct Pinned {
     /// The system identifier of the cluster that the set is of.
     #[serde(default)]
     pub system_id: Option<String>,
+    /// Where the named point that is the target ends, when that is known.
+    #[serde(default)]
+    pub position: Option<Lsn>,
     /// The hash of the plan.
     pub plan: String,
 }

@@ -2,6 +2,7 @@
 
 use super::super::worker::{Ended, problem};
 use super::{Run, Stop};
+use crate::clock;
 use crate::domain::BackupType;
 use crate::domain::job::{BackupSpec, JobResult, JobSpec, Outcome, RestoreSpec};
 use crate::domain::restore::{Journal, Phase};
@@ -56,7 +57,11 @@ impl Run<'_> {
     /// Nothing was changed: the server goes on.
     async fn go_on_as_before(&mut self) {
         self.forget_kept_wal();
-        self.journal.phase = Phase::Aborted;
+        match self.journal.phase.transition(Phase::Aborted) {
+            Ok(aborted) => self.journal.phase = aborted,
+            Err(refused) => tracing::error!("a bug in a restore's end: {refused}"),
+        }
+        self.journal.wait_for(None, clock::now());
         if let Err(error) = self.write_journal().await {
             tracing::error!("cannot close the restore journal: {}", error.message);
         }

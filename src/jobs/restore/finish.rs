@@ -26,6 +26,17 @@ impl Run<'_> {
                 &["Nothing was promoted. Restore again."],
             )));
         }
+        if let Some(position) = self.journal.position
+            && facts.replayed != Some(position)
+            && self.journal.accepted_end.is_none()
+        {
+            let reached = facts.replayed.map_or("nowhere".to_owned(), |lsn| lsn.to_string());
+            return Err(Stop::NeedsOperator(problem(
+                "recovery-failed",
+                format!("{} is at {position}, but recovery ended at {reached}", self.journal.target),
+                &["Nothing was promoted. Restore again."],
+            )));
+        }
         let RecoveryTarget::Time { value, exclusive } = &self.journal.target else {
             return Ok(());
         };

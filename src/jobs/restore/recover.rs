@@ -158,6 +158,11 @@ impl Run<'_> {
         {
             return self.end_and_start_again().await;
         }
+        // Recovery stops before the record after a position; where there is none yet it has not
+        // noticed that it is there.
+        if standstill.is_some() && self.journal.is_at_its_position(facts.replayed) {
+            return Ok(Seen::Ended(facts));
+        }
         match standstill {
             None => {
                 self.explain_the_wait(following, &attempts, Some(&facts), &status).await;
@@ -255,7 +260,7 @@ impl Run<'_> {
             setting_floors: self.journal.setting_floors.clone(),
             // Before an accepted end there is no target, and no more WAL either: if what is missing
             // came back now, nothing would stop recovery at the target.
-            target: if accepted { Vec::new() } else { self.journal.target.settings() },
+            target: if accepted { Vec::new() } else { self.journal.target_settings() },
             restore_command: RestoreCommand {
                 headrest: &self.side.headrest.to_string_lossy(),
                 pgbackrest: &self.side.archive_get.to_string_lossy(),
@@ -313,7 +318,7 @@ impl Run<'_> {
             }
         }
         let at_a_target = self.journal.accepted_end.is_none()
-            && !self.journal.target.settings().is_empty()
+            && !self.journal.target_settings().is_empty()
             && !matches!(self.journal.awaiting, Some(Awaiting::Gap | Awaiting::End));
         if at_a_target {
             return Ok(Seen::Ended(facts));
