@@ -1,7 +1,13 @@
 //! Tests of the restore's phases, its journal and what a boot does with one.
 
-use super::*;
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
 use proptest::prelude::*;
+
+use super::super::recovery::{OnReached, RecoveryTarget};
+use super::super::{JobId, Lsn, RepoKey};
+use super::*;
 
 fn journal(phase: Phase) -> Journal {
     let at = Timestamp::from_second(1_700_000_000).unwrap();
