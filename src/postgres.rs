@@ -15,4 +15,5 @@ pub mod session;
 pub mod state;
 pub mod stray;
 pub mod supervisor;
+pub mod tablespaces;
 pub mod tail;

@@ -36,7 +36,7 @@ mod tests;
 use super::Timeline;
 use super::words::words;
 
-pub use journal::{FileIdentity, JOURNAL_FORMAT, Journal, UndoPoint};
+pub use journal::{FileIdentity, JOURNAL_FORMAT, Journal, MovedAside, Tablespace, UndoPoint};
 pub use steer::{Action, Awaiting, NewTarget, NotNow, Pinned, Steer, Wait};
 
 words! {

@@ -11,6 +11,7 @@ mod quiet;
 mod recover;
 mod settle;
 mod steer;
+mod tablespaces;
 mod waiting;
 mod wal;
 
@@ -232,6 +233,7 @@ impl Run<'_> {
     async fn restore_files(&mut self) -> Result<(), Stop> {
         (self.result.last_commit_at, self.result.replayed_lsn) = (None, None);
         (self.first_replayed, self.last_replayed) = (None, None);
+        self.journal.recovering_since = None;
         // Recovery begins anew, from the archive.
         let accepted = self.journal.accepted_end.take();
         self.journal.accepted_before = accepted.or(self.journal.accepted_before);
@@ -267,6 +269,7 @@ impl Run<'_> {
         if let Some(control) = self.control().await {
             self.learn_from_restored(&control);
         }
+        self.clear_tablespaces().await?;
         self.enter(Phase::Restored).await
     }
 
@@ -332,6 +335,7 @@ impl Run<'_> {
         self.place_kept_wal().map_err(|message| {
             Stop::NeedsOperator(problem("storage-write", message, &["Free space, restore again."]))
         })?;
+        self.note_recovery_begins();
         self.enter(Phase::Recovering).await?;
         self.follow_recovery().await
     }

@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct ControlData {
     /// "Database system identifier". Exceeds 2^53, so a string.
     pub system_id: String,
+    /// "Catalog version number".
+    pub catalog_version: u64,
     /// "Database cluster state", e.g. `in production`.
     pub state: String,
     /// "Latest checkpoint's TimeLineID".
@@ -89,6 +91,7 @@ impl ControlData {
         }
         Ok(Self {
             system_id: field("Database system identifier")?.to_owned(),
+            catalog_version: number("Catalog version number")?,
             state: field("Database cluster state")?.to_owned(),
             timeline: field("Latest checkpoint's TimeLineID")?
                 .parse()
@@ -129,6 +132,7 @@ mod tests {
         let text = include_str!("../../tests/fixtures/pg_controldata-15.txt");
         let control = ControlData::parse(text).unwrap();
         assert_eq!(control.state, "shut down");
+        assert_eq!(control.catalog_version, 202_209_061);
         assert_eq!(control.timeline.get(), 1);
         assert_eq!(control.segment_size, SegmentSize::DEFAULT);
         assert_eq!(control.min_recovery_end, Lsn::new(0));

@@ -30,6 +30,7 @@ mod short_routes;
 mod slow_archive;
 mod steer;
 mod story;
+mod tablespaces;
 mod undo;
 mod verify;
 mod waits;

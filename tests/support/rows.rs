@@ -55,19 +55,39 @@ impl Rows {
         u32::try_from(self.committed.len()).unwrap()
     }
 
-    /// Exactly the committed rows are there.
+    /// Exactly the committed rows are there, in the table and in its index.
     #[track_caller]
     pub(crate) fn check(&self) {
-        let found = self.sql.run(&format!("SELECT id FROM {} ORDER BY id", self.table));
+        self.check_by("SET enable_indexscan = off; SET enable_indexonlyscan = off; SET \
+                       enable_bitmapscan = off");
+        self.check_by("SET enable_seqscan = off");
+    }
+
+    /// The same once many transactions have passed: what a later one has left behind is seen only
+    /// when its number was given again.
+    #[track_caller]
+    pub(crate) fn check_later(&self) {
+        self.sql.run(
+            "DO $$ BEGIN FOR i IN 1..300 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$",
+        );
+        self.check();
+    }
+
+    #[track_caller]
+    fn check_by(&self, settings: &str) {
+        let query = format!("{settings}; SELECT id FROM {} ORDER BY id", self.table);
+        let found = self.sql.run(&query);
         let found: BTreeSet<u32> = found.lines().map(|line| line.parse().unwrap()).collect();
         let lost: Vec<_> = self.committed.difference(&found).collect();
         let strange: Vec<_> = found.difference(&self.committed).collect();
         assert!(
             lost.is_empty() && strange.is_empty(),
-            "of {} committed rows {} are lost ({:?}…), and {strange:?} were never committed",
+            "of {} committed rows {} are lost ({:?}…), and {} were never committed ({:?}…)",
             self.committed.len(),
             lost.len(),
-            lost.first()
+            lost.first(),
+            strange.len(),
+            strange.first()
         );
     }
 

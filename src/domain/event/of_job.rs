@@ -51,6 +51,7 @@ pub fn of_wait(job: &Job, awaiting: Awaiting, at: jiff::Timestamp) -> Event {
         Awaiting::Repository => "the repository does not give WAL; make it answer, or abandon it",
         Awaiting::StopFile => "pgBackRest is stopped; run `pgbackrest start`",
         Awaiting::Disk => "the disk is full; free space there",
+        Awaiting::Directory => "the place of a tablespace is not there; make it",
         Awaiting::Role => "the role that Headrest connects as does not exist at its target",
         Awaiting::Standstill => "nothing moves, and the reason is not known; look at its log",
     };
@@ -321,6 +322,7 @@ mod tests {
             (Awaiting::Repository, "repository"),
             (Awaiting::StopFile, "pgbackrest start"),
             (Awaiting::Disk, "disk"),
+            (Awaiting::Directory, "place"),
             (Awaiting::Role, "role"),
             (Awaiting::Standstill, "not known"),
         ] {

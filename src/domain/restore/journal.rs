@@ -24,6 +24,28 @@ pub struct FileIdentity {
     pub written_ns: i128,
 }
 
+/// A tablespace, as a link in `pg_tblspc` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tablespace {
+    /// Its OID.
+    pub oid: u32,
+    /// Where the link leads.
+    pub location: PathBuf,
+    /// The same without links, when it is there.
+    pub real: Option<PathBuf>,
+}
+
+/// A directory that was renamed so that recovery does not find it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MovedAside {
+    /// Where it was.
+    pub from: PathBuf,
+    /// Where it is.
+    pub to: PathBuf,
+}
+
 /// A moment on the old timeline to which an undo could go back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,6 +103,23 @@ pub struct Journal {
     /// long as it is the same, PGDATA is what it was.
     #[serde(default)]
     pub control_file: Option<FileIdentity>,
+    /// The tablespaces of the cluster that is replaced, and others that turned out to hold files of
+    /// before.
+    #[serde(default)]
+    pub tablespaces: Vec<Tablespace>,
+    /// The OIDs of the tablespaces that the set has.
+    #[serde(default)]
+    pub set_tablespaces: Vec<u32>,
+    /// The directory that a tablespace of this cluster has in its location, such as
+    /// `PG_15_202209061`.
+    #[serde(default)]
+    pub version_dir: Option<String>,
+    /// What was renamed so that recovery does not replay onto it.
+    #[serde(default)]
+    pub moved: Vec<MovedAside>,
+    /// When a server was first started on the restored files: what replay makes is younger.
+    #[serde(default)]
+    pub recovering_since: Option<Timestamp>,
     /// Settings that a hot standby needs at least at these values (`max_connections` and kin).
     pub setting_floors: BTreeMap<String, u64>,
     /// The newest segment that is in the archive on that timeline. Waiting for this one or an
@@ -210,6 +249,11 @@ impl Journal {
             timeline_before: None,
             segment_bytes: None,
             control_file: None,
+            tablespaces: Vec::new(),
+            set_tablespaces: Vec::new(),
+            version_dir: None,
+            moved: Vec::new(),
+            recovering_since: None,
             setting_floors: BTreeMap::new(),
             archived_until: pinned.wal_end,
             kept_wal: None,
@@ -292,6 +336,7 @@ impl Journal {
             (Awaiting::Repository, _) => "waiting for the repository".to_owned(),
             (Awaiting::StopFile, _) => "waiting until pgBackRest is started again".to_owned(),
             (Awaiting::Disk, _) => "waiting for room on the disk".to_owned(),
+            (Awaiting::Directory, _) => "waiting for a directory".to_owned(),
             (Awaiting::Role, _) => "Headrest cannot connect to PostgreSQL".to_owned(),
             (Awaiting::Standstill, _) => "nothing moves".to_owned(),
         };
@@ -375,5 +420,8 @@ impl Journal {
         self.unarchived.clone_from(&earlier.unarchived);
         self.kept_wal.clone_from(&earlier.kept_wal);
         self.undo_point.clone_from(&earlier.undo_point);
+        self.tablespaces.clone_from(&earlier.tablespaces);
+        self.version_dir = earlier.version_dir.clone().or_else(|| self.version_dir.take());
+        self.moved.clone_from(&earlier.moved);
     }
 }

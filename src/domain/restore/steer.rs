@@ -28,6 +28,8 @@ words! {
         StopFile = "stop-file",
         /// There is no room for the WAL that recovery needs.
         Disk = "disk-full",
+        /// The place of a tablespace that replay needs is not there.
+        Directory = "directory-missing",
         /// The role that Headrest connects as does not exist in the restored data.
         Role = "role-missing",
         /// Nothing moves, and the reason is not known.
@@ -82,9 +84,12 @@ impl Awaiting {
     pub fn to_be_accepted(self) -> Option<CheckId> {
         match self {
             Self::Target => None,
-            Self::Gap | Self::Repository | Self::StopFile | Self::Disk | Self::Standstill => {
-                Some(CheckId::WalGap)
-            }
+            Self::Gap
+            | Self::Repository
+            | Self::StopFile
+            | Self::Disk
+            | Self::Directory
+            | Self::Standstill => Some(CheckId::WalGap),
             Self::End => Some(CheckId::Target),
             // Nobody can promote it: Headrest cannot connect.
             Self::Role => Some(CheckId::Target),
@@ -119,6 +124,11 @@ impl Awaiting {
             Self::Disk => {
                 "Free space on that file system, or enlarge it, and recovery goes on by itself. Never \
                  remove files from pg_wal by hand."
+            }
+            Self::Directory => {
+                "Make that directory, owned by the user that PostgreSQL runs as, or mount what was \
+                 there, and recovery goes on by itself. Or choose a target before the tablespace was \
+                 made, or abandon the restore."
             }
             Self::Role => {
                 "Abandon the restore, choose a target at which the role exists, or set \

@@ -265,7 +265,7 @@ pub(in crate::http) struct RestoreView {
 #[schema(as = Awaiting)]
 pub(in crate::http) struct AwaitingView {
     /// target-reached, wal-gap, end-before-target, repository-unavailable, stop-file, disk-full,
-    /// role-missing or no-progress.
+    /// directory-missing, role-missing or no-progress.
     reason: &'static str,
     /// Since when.
     #[schema(value_type = Option<String>, format = DateTime)]

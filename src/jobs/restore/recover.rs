@@ -76,6 +76,9 @@ impl Run<'_> {
         let user = self.context.postgres.status().address.map(|address| address.user);
         self.journal.role_missing = user.is_some_and(|user| user != self.side.superuser);
         self.verify(&facts)?;
+        if let Some(next) = self.find_stale_tablespaces().await? {
+            return Ok(next);
+        }
         self.enter(Phase::Verified).await?;
         let text = format!(
             "replayed to {}, last commit {}",
@@ -213,7 +216,15 @@ impl Run<'_> {
                 sleep(Duration::from_millis(500)).await;
                 return Ok(Seen::Going);
             }
-        } else if self.journal.awaiting.is_some() {
+        } else if let Some(missing) = self.missing_location(&reason).await {
+            if let Some(wait) = missing {
+                self.wait_for(Some(wait), false).await;
+                sleep(Duration::from_millis(500)).await;
+                return Ok(Seen::Going);
+            }
+            following.starts = 0;
+        }
+        if self.journal.awaiting.is_some() && !for_want_of_room {
             self.wait_no_more().await;
         }
         if following.progress.since_start() || for_want_of_room {

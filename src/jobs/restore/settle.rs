@@ -13,6 +13,8 @@ use crate::postgres::client::Connection;
 
 /// For how many restores of the past kept WAL stays for an undo.
 const KEPT_FOR: u32 = 5;
+/// How many restores of the past are looked at for what they kept.
+const ALL_JOURNALS: u32 = 100;
 
 impl Run<'_> {
     /// Clients write again; the rest.
@@ -85,9 +87,16 @@ impl Run<'_> {
         self.recorder.say(Level::Warn, text).await;
     }
 
+    async fn remove_old_asides_of_all(&mut self) {
+        let stanza = self.journal.stanza.clone();
+        let Ok(all) = self.context.store.kept_journals(stanza, ALL_JOURNALS).await else { return };
+        self.remove_old_asides(&all, KEPT_FOR as usize).await;
+    }
+
     async fn remove_old_kept_wal(&mut self) {
         let stanza = self.journal.stanza.clone();
         let Ok(recent) = self.context.store.kept_journals(stanza, KEPT_FOR).await else { return };
+        self.remove_old_asides_of_all().await;
         let wanted: Vec<PathBuf> = recent.into_iter().filter_map(|j| j.kept_wal).collect();
         let directories = self.context.journals.kept_wal_dirs(&self.journal.stanza);
         for old in directories.into_iter().filter(|directory| !wanted.contains(directory)) {

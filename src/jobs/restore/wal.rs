@@ -101,6 +101,7 @@ impl Run<'_> {
             self.recorder.say(Level::Warn, text).await;
             return Ok(());
         }
+        self.note_tablespaces()?;
         self.journal.control_file = pgdata::control_file(&self.side.data_dir);
         // What PGDATA says of itself while it recovers is the backup's, not the cluster's.
         let recovers = pgdata::recovers(&self.side.data_dir);
