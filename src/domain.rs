@@ -7,6 +7,7 @@ pub mod archive;
 pub mod backup;
 pub mod database;
 pub mod delivery;
+pub mod drops;
 pub mod event;
 pub mod health;
 pub mod job;

@@ -17,3 +17,4 @@ pub mod stray;
 pub mod supervisor;
 pub mod tablespaces;
 pub mod tail;
+pub mod waldump;

@@ -30,6 +30,7 @@ use crate::pgbackrest::command::RestoreInPlace;
 use crate::store::StoreError;
 
 pub use facts::Ground;
+pub(in crate::jobs) use facts::add_histories;
 
 /// How long a plan can be carried out.
 const VALID_FOR: SignedDuration = SignedDuration::from_mins(10);

@@ -380,7 +380,7 @@ async fn carry_out(
                 Some((journal, action)) => Begin::Resume(Box::new(journal), action),
                 None => Begin::Fresh { id: job.id, by: job.by.clone() },
             };
-            restore::run(&context, spec, begin, &mut recorder, &cancel, helm).await
+            Box::pin(restore::run(&context, spec, begin, &mut recorder, &cancel, helm)).await
         }
     };
     let done = matches!(ended.outcome, Some(Outcome::Succeeded | Outcome::Warned));

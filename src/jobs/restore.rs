@@ -14,6 +14,7 @@ mod steer;
 mod tablespaces;
 mod waiting;
 mod wal;
+mod wholeness;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -371,6 +372,7 @@ impl Run<'_> {
             )));
         }
         self.settle().await;
+        self.warn_of_destroyed();
         self.journal.result = Some(self.result.clone());
         self.enter(Phase::Done).await
     }

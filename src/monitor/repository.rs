@@ -63,7 +63,7 @@ pub(super) struct Looker {
 impl Looker {
     pub(super) async fn run(self) {
         let shutdown = self.parts.context.shutdown.clone();
-        let _ = shutdown.run_until_cancelled(self.look_for_ever()).await;
+        let _ = shutdown.run_until_cancelled(Box::pin(self.look_for_ever())).await;
     }
 
     async fn look_for_ever(&self) {

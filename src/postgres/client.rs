@@ -158,6 +158,30 @@ pub struct RecoveryFacts {
     pub paused: bool,
 }
 
+/// The databases and tablespaces that a server lists.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Catalogue {
+    /// The databases.
+    pub databases: Vec<ListedDatabase>,
+    /// The tablespaces: OID and name.
+    pub tablespaces: Vec<(u32, String)>,
+}
+
+/// A database, as `pg_database` lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedDatabase {
+    /// Its OID.
+    pub oid: u32,
+    /// Its name.
+    pub name: String,
+    /// The OID of its tablespace.
+    pub tablespace: u32,
+    /// Whether a DROP DATABASE has begun and was not committed: it does not accept connections then.
+    pub is_invalid: bool,
+    /// The transaction that has deleted or locked its row; 0 for none.
+    pub xmax: u32,
+}
+
 /// Where a server that takes writes stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
@@ -220,14 +244,22 @@ impl Connection {
         if let Some(password) = &address.password {
             config.password(password.0.expose_secret());
         }
-        let connected = match connect(&config).await {
-            Err(error) if error.is(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                // The role is no superuser: what only those may set is left as it is.
-                config.options(session::options(address.major, false));
-                connect(&config).await
-            }
-            connected => connected,
-        };
+        let mut connected = connect(&config).await;
+        if let Err(error) = &connected
+            && error.is(&SqlState::INSUFFICIENT_PRIVILEGE)
+        {
+            // The role is no superuser: what only those may set is left as it is.
+            config.options(session::options(address.major, false));
+            connected = connect(&config).await;
+        }
+        if let Err(error) = &connected
+            && (error.is(&SqlState::INVALID_CATALOG_NAME)
+                || error.is(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE))
+        {
+            // Somebody has dropped the database postgres, or is about to.
+            config.dbname("template1");
+            connected = connect(&config).await;
+        }
         let (client, driver) = connected?;
         let driver = tokio::spawn(async move {
             // Why it ended is seen by whoever queries next.
@@ -306,6 +338,50 @@ impl Connection {
             startup_pid: row.parse(3),
             waits_at: row.text(4),
         })
+    }
+
+    /// The databases and tablespaces that exist.
+    pub async fn catalogue(&self) -> Result<Catalogue, QueryError> {
+        let databases = self
+            .rows(
+                "SELECT oid, datname, dattablespace, datconnlimit = -2, xmax FROM pg_database",
+                PATIENCE,
+            )
+            .await?;
+        let tablespaces = self.rows("SELECT oid, spcname FROM pg_tablespace", PATIENCE).await?;
+        let unexpected = || QueryError::Unexpected("the databases and tablespaces");
+        let database = |row: &TextRow| {
+            Some(ListedDatabase {
+                oid: row.parse(0)?,
+                name: row.text(1)?,
+                tablespace: row.parse(2)?,
+                is_invalid: row.is_true(3),
+                xmax: row.parse(4)?,
+            })
+        };
+        let tablespace = |row: &TextRow| Some((row.parse(0)?, row.text(1)?));
+        Ok(Catalogue {
+            databases: databases
+                .iter()
+                .map(database)
+                .collect::<Option<_>>()
+                .ok_or_else(unexpected)?,
+            tablespaces: tablespaces
+                .iter()
+                .map(tablespace)
+                .collect::<Option<_>>()
+                .ok_or_else(unexpected)?,
+        })
+    }
+
+    /// Takes the mark of an uncommitted DROP DATABASE off a database.
+    pub async fn make_valid(&self, database: &str) -> Result<(), QueryError> {
+        let name = database.replace('\'', "''");
+        let update = format!(
+            "UPDATE pg_catalog.pg_database SET datconnlimit = -1 WHERE datconnlimit = -2 AND datname = \
+             '{name}'"
+        );
+        self.execute(&update, PATIENCE).await
     }
 
     /// Commits a transaction that leaves a trace in the WAL, and answers its time and place.

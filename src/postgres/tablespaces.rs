@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
@@ -13,6 +13,9 @@ use crate::domain::restore::Tablespace;
 
 /// How much older than a moment a file must be to count as older: clocks of file systems are coarse.
 const COARSE: Duration = Duration::from_millis(100);
+/// The OIDs of the tablespaces that every cluster has.
+pub const PG_DEFAULT: u32 = 1663;
+const PG_GLOBAL: u32 = 1664;
 /// The most entries that are looked at to tell the age of a directory.
 const MOST_ENTRIES: usize = 100_000;
 
@@ -42,6 +45,16 @@ pub fn linked(pgdata: &Path) -> io::Result<Vec<Tablespace>> {
 /// The name of the directory that a cluster's files have in the location of a tablespace.
 pub fn version_dir(major: u16, catalog_version: u64) -> String {
     format!("PG_{major}_{catalog_version}")
+}
+
+/// Where a tablespace of a cluster has its files; `None` where the version's directory must be known and
+/// is not.
+pub fn directory(pgdata: &Path, version_dir: Option<&str>, oid: u32) -> Option<PathBuf> {
+    match oid {
+        PG_DEFAULT => Some(pgdata.join("base")),
+        PG_GLOBAL => Some(pgdata.join("global")),
+        _ => Some(pgdata.join("pg_tblspc").join(oid.to_string()).join(version_dir?)),
+    }
 }
 
 /// Whether something in a directory, or the directory itself, was there before a moment.
@@ -109,7 +122,7 @@ mod tests {
         assert_eq!(found[1].real, Some(place.canonicalize().unwrap()));
         fs::write(place.join("file"), "").unwrap();
         let at = |seconds: i64| {
-            let now = Timestamp::try_from(SystemTime::now()).unwrap();
+            let now = crate::clock::now();
             now + jiff::SignedDuration::from_secs(seconds)
         };
         assert!(holds_older_than(&place, at(1)).unwrap());

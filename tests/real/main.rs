@@ -9,6 +9,7 @@ mod support;
 
 mod backups;
 mod crashes;
+mod drops;
 mod ended;
 mod events;
 mod exact;

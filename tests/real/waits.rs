@@ -25,7 +25,7 @@ const STATED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Waits until a restore says that it waits for this, and answers how it shows itself.
 #[track_caller]
-fn waits_for(instance: &Instance, id: &str, reason: &str) -> Value {
+pub(crate) fn waits_for(instance: &Instance, id: &str, reason: &str) -> Value {
     let mut last = Value::Null;
     let found = within(PATIENCE, || {
         last = instance.restore_view(id);

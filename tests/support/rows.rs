@@ -58,8 +58,10 @@ impl Rows {
     /// Exactly the committed rows are there, in the table and in its index.
     #[track_caller]
     pub(crate) fn check(&self) {
-        self.check_by("SET enable_indexscan = off; SET enable_indexonlyscan = off; SET \
-                       enable_bitmapscan = off");
+        self.check_by(
+            "SET enable_indexscan = off; SET enable_indexonlyscan = off; SET \
+                       enable_bitmapscan = off",
+        );
         self.check_by("SET enable_seqscan = off");
     }
 

@@ -53,6 +53,9 @@ pub fn of_wait(job: &Job, awaiting: Awaiting, at: jiff::Timestamp) -> Event {
         Awaiting::Disk => "the disk is full; free space there",
         Awaiting::Directory => "the place of a tablespace is not there; make it",
         Awaiting::Role => "the role that Headrest connects as does not exist at its target",
+        Awaiting::Destroyed => {
+            "a database or tablespace would be destroyed; retarget, promote or abandon it"
+        }
         Awaiting::Standstill => "nothing moves, and the reason is not known; look at its log",
     };
     let summary = format!("{} of {} waits: {reason}", what(job), job.spec.stanza());
@@ -324,6 +327,7 @@ mod tests {
             (Awaiting::Disk, "disk"),
             (Awaiting::Directory, "place"),
             (Awaiting::Role, "role"),
+            (Awaiting::Destroyed, "destroyed"),
             (Awaiting::Standstill, "not known"),
         ] {
             let event = of_wait(&restore, awaiting, at(5));

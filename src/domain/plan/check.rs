@@ -31,6 +31,9 @@ words! {
         Layout = "layout",
         /// The databases that were asked for are in the set.
         Databases = "databases",
+        /// Every database and tablespace that exists at the target has its files: found out when recovery
+        /// is there.
+        Destroyed = "destroyed-database",
         /// The configuration files in PGDATA.
         ConfigurationFiles = "configuration-files",
         /// pgBackRest's version.
@@ -54,7 +57,7 @@ impl CheckId {
     /// Whether a caller may take its failure upon itself.
     pub fn is_acceptable(self) -> bool {
         match self {
-            Self::WalGap | Self::WalLoss | Self::OtherSystem => true,
+            Self::WalGap | Self::WalLoss | Self::OtherSystem | Self::Destroyed => true,
             Self::LaneFree
             | Self::NoOrphans
             | Self::Pgdata

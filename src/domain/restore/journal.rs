@@ -165,6 +165,17 @@ pub struct Journal {
     /// there is no more before the target.
     #[serde(default)]
     pub accepted_end: Option<Lsn>,
+    /// Recovery ends before the record at this position: the records from there to the target commit
+    /// nothing, and remove files of something that exists at the target.
+    #[serde(default)]
+    pub cut: Option<Lsn>,
+    /// What exists at the target and has no files, or only some, in words.
+    #[serde(default)]
+    pub destroyed: Vec<String>,
+    /// Databases that are whole, and that a DROP DATABASE which was not committed has marked as
+    /// invalid.
+    #[serde(default)]
+    pub unmark: Vec<String>,
     /// The accepted end of before the files had to be restored once more: when recovery stands there
     /// again, it holds again.
     #[serde(default)]
@@ -270,6 +281,9 @@ impl Journal {
             awaiting_since: None,
             consistent: false,
             accepted_end: None,
+            cut: None,
+            destroyed: Vec::new(),
+            unmark: Vec::new(),
             accepted_before: None,
             abandoned: false,
             unarchived: Vec::new(),
@@ -297,12 +311,16 @@ impl Journal {
 
     /// PostgreSQL's settings for the target.
     pub fn target_settings(&self) -> Vec<(&'static str, String)> {
-        self.target.settings(self.position)
+        match self.cut {
+            Some(value) => RecoveryTarget::Lsn { value, exclusive: true }.settings(None),
+            None => self.target.settings(self.position),
+        }
     }
 
     /// Whether everything before the position that is the target was replayed, and nothing after it.
     pub fn is_at_its_position(&self, replayed: Option<Lsn>) -> bool {
         let position = match &self.target {
+            _ if self.cut.is_some() => self.cut,
             RecoveryTarget::Name { .. } => self.position,
             RecoveryTarget::Lsn { value, exclusive: true } => Some(*value),
             _ => None,
@@ -323,6 +341,7 @@ impl Journal {
         self.plan = Some(pinned.plan);
         self.wait_for(None, self.written_at);
         (self.accepted_end, self.accepted_before) = (None, None);
+        self.cut = None;
     }
 
     /// What it waits for, in words for a person; empty when it waits for nothing.
@@ -338,6 +357,7 @@ impl Journal {
             (Awaiting::Disk, _) => "waiting for room on the disk".to_owned(),
             (Awaiting::Directory, _) => "waiting for a directory".to_owned(),
             (Awaiting::Role, _) => "Headrest cannot connect to PostgreSQL".to_owned(),
+            (Awaiting::Destroyed, _) => "a database or tablespace would be destroyed".to_owned(),
             (Awaiting::Standstill, _) => "nothing moves".to_owned(),
         };
         match &self.awaited_detail {

@@ -32,6 +32,8 @@ words! {
         Directory = "directory-missing",
         /// The role that Headrest connects as does not exist in the restored data.
         Role = "role-missing",
+        /// Something exists at the target, and its files were removed before it.
+        Destroyed = "database-destroyed",
         /// Nothing moves, and the reason is not known.
         Standstill = "no-progress",
     }
@@ -91,6 +93,7 @@ impl Awaiting {
             | Self::Directory
             | Self::Standstill => Some(CheckId::WalGap),
             Self::End => Some(CheckId::Target),
+            Self::Destroyed => Some(CheckId::Destroyed),
             // Nobody can promote it: Headrest cannot connect.
             Self::Role => Some(CheckId::Target),
         }
@@ -133,6 +136,11 @@ impl Awaiting {
             Self::Role => {
                 "Abandon the restore, choose a target at which the role exists, or set \
                  postgres.superuser to a superuser of that time and start Headrest again."
+            }
+            Self::Destroyed => {
+                "Choose an earlier target, at which it is whole. Or promote what there is, accepting \
+                 \"destroyed-database\": then finish what was begun with DROP DATABASE or DROP \
+                 TABLESPACE. Or abandon the restore."
             }
             Self::Standstill => {
                 "Look at GET /api/v1/processes/postgres/log and at the machine's disks. If it goes on, \

@@ -271,7 +271,7 @@ async fn position_of(context: &Context) -> Option<Position> {
 }
 
 /// Histories that are not archived: of the running server, or kept for it.
-fn add_histories(directories: &[&Path], timelines: &mut Timelines) {
+pub(in crate::jobs) fn add_histories(directories: &[&Path], timelines: &mut Timelines) {
     for path in directories.iter().flat_map(|directory| files(directory)) {
         let name = path.file_name().and_then(|name| name.to_str());
         let Some(timeline) = name.and_then(listing::history) else { continue };

@@ -4,10 +4,13 @@ use super::super::worker::{Ended, problem};
 use super::{Run, Stop};
 use crate::clock;
 use crate::domain::BackupType;
-use crate::domain::job::{BackupSpec, JobResult, JobSpec, Outcome, RestoreSpec};
+use crate::domain::job::{BackupSpec, JobError, JobResult, JobSpec, Outcome, RestoreSpec};
 use crate::domain::restore::{Journal, Phase};
 use crate::postgres::pgdata::{self, Content};
 use crate::postgres::supervisor::{Actor, Order, Status};
+
+/// The code of what is said of databases that cannot be used.
+pub(super) const DESTROYED: &str = "database-destroyed";
 
 impl Run<'_> {
     /// Ends a restore as `stopped` says.
@@ -85,17 +88,22 @@ impl Run<'_> {
 /// How a restore ended whose journal says that it is done.
 pub(in crate::jobs) fn of_done(journal: &Journal, spec: &RestoreSpec) -> Ended {
     let result = journal.result.clone().map(JobResult::Restore);
-    let follow_up = spec.backup_after.then(|| full_backup_of(spec));
-    if let Some(warning) = &journal.warning {
-        // A backup could not connect either.
-        return Ended { result, error: Some(warning.clone()), ..Ended::with(Outcome::Warned) };
-    }
+    // Where Headrest cannot connect a backup could not either.
+    let cannot_connect = |warning: &JobError| warning.code != DESTROYED;
+    let follow_up = (spec.backup_after && !journal.warning.as_ref().is_some_and(cannot_connect))
+        .then(|| full_backup_of(spec));
+    let warning = journal.warning.clone();
     if journal.abandoned {
-        let message = "abandoned; what was there before the restore is back";
-        let error = Some(problem("cancelled", message, &[]));
-        return Ended { result, error, follow_up, ..Ended::with(Outcome::Cancelled) };
+        let mut error =
+            problem("cancelled", "abandoned; what was there before the restore is back", &[]);
+        if let Some(warning) = warning {
+            error.message = format!("{}; {}", error.message, warning.message);
+            error.hints = warning.hints;
+        }
+        return Ended { result, error: Some(error), follow_up, ..Ended::with(Outcome::Cancelled) };
     }
-    Ended { result, follow_up, ..Ended::with(Outcome::Succeeded) }
+    let outcome = if warning.is_some() { Outcome::Warned } else { Outcome::Succeeded };
+    Ended { result, error: warning, follow_up, ..Ended::with(outcome) }
 }
 
 fn full_backup_of(spec: &RestoreSpec) -> JobSpec {

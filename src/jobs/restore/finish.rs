@@ -29,11 +29,15 @@ impl Run<'_> {
         if let Some(position) = self.journal.position
             && facts.replayed != Some(position)
             && self.journal.accepted_end.is_none()
+            && self.journal.cut.is_none()
         {
             let reached = facts.replayed.map_or("nowhere".to_owned(), |lsn| lsn.to_string());
             return Err(Stop::NeedsOperator(problem(
                 "recovery-failed",
-                format!("{} is at {position}, but recovery ended at {reached}", self.journal.target),
+                format!(
+                    "{} is at {position}, but recovery ended at {reached}",
+                    self.journal.target
+                ),
                 &["Nothing was promoted. Restore again."],
             )));
         }
@@ -62,7 +66,16 @@ impl Run<'_> {
             "the last commit is of {last}. Look at the data, then promote it, choose another target, or \
              abandon the restore"
         );
-        self.wait_for(Some(Wait::of(Awaiting::Target, text)), true).await;
+        self.wait_for_decision(connection, Wait::of(Awaiting::Target, text)).await
+    }
+
+    /// Waits until somebody has decided about a server that is paused where recovery ends.
+    pub(super) async fn wait_for_decision(
+        &mut self,
+        connection: &Connection,
+        wait: Wait,
+    ) -> Result<Next, Stop> {
+        self.wait_for(Some(wait), true).await;
         loop {
             self.shutting_down()?;
             if let Some(order) = self.decision()
@@ -105,6 +118,7 @@ impl Run<'_> {
                     // Afterwards nobody of ours can.
                     self.tidy_settings(connection).await;
                 }
+                self.unmark_databases(connection).await;
                 Ok(Next::Unfence)
             }
             // A crash between promotion and checkpoint would come up on the old timeline with rows

@@ -79,6 +79,10 @@ impl Run<'_> {
         if let Some(next) = self.find_stale_tablespaces().await? {
             return Ok(next);
         }
+        match self.find_destroyed(&connection, &facts).await? {
+            None | Some(Next::Unfence) => {}
+            Some(next) => return Ok(next),
+        }
         self.enter(Phase::Verified).await?;
         let text = format!(
             "replayed to {}, last commit {}",

@@ -30,6 +30,7 @@ impl Run<'_> {
         self.result.size_bytes = set;
         if let Some(connection) = self.connect().await {
             self.tidy_settings(&connection).await;
+            self.unmark_databases(&connection).await;
             if let Err(error) = heartbeat::beat(self.context, self.side, &connection).await {
                 let text = format!("the first commit of the new timeline was not noted: {error}");
                 self.recorder.say(Level::Warn, text).await;

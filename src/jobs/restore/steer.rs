@@ -81,7 +81,9 @@ impl Run<'_> {
                 self.journal.on_reached = OnReached::Promote;
                 self.journal.accept.extend(accept);
                 match self.journal.awaiting {
-                    Some(Awaiting::Target) | None => ("promote".to_owned(), Next::Unfence),
+                    Some(Awaiting::Target | Awaiting::Destroyed) | None => {
+                        ("promote".to_owned(), Next::Unfence)
+                    }
                     Some(_) => self.end_here("promote").await?,
                 }
             }

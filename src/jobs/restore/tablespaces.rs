@@ -210,7 +210,8 @@ impl Run<'_> {
 
 fn add_tablespace(journal: &mut Journal, tablespace: Tablespace) {
     let known = |other: &Tablespace| {
-        other.location == tablespace.location || other.real.is_some() && other.real == tablespace.real
+        other.location == tablespace.location
+            || other.real.is_some() && other.real == tablespace.real
     };
     if !journal.tablespaces.iter().any(known) {
         journal.tablespaces.push(tablespace);
