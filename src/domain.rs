@@ -18,6 +18,7 @@ pub mod restart;
 pub mod restore;
 pub mod retention;
 pub mod schedule;
+pub mod sets;
 pub mod standstill;
 pub mod stanza;
 pub mod timeline;

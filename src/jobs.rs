@@ -18,6 +18,7 @@ pub mod queue;
 pub mod recorder;
 mod restore;
 pub mod retention;
+pub mod sets;
 pub mod submission;
 pub mod tally;
 mod verify;

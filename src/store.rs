@@ -26,7 +26,6 @@ pub use conditions::Condition;
 pub use idempotency::{Claim, StoredAnswer};
 pub use jobs::{JobFilter, NewEvent, StoredEvent};
 pub use outbox::{FailedAttempt, Found, MOST_WAITING, NewNotice, Notice, TargetRecord, Which};
-pub use retention::Verified;
 pub use schedules::{Missed, StoredSchedule, StoredVerdict};
 pub use tally::EndedJob;
 
@@ -39,6 +38,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/migrations/0005_retention.sql"),
     include_str!("store/migrations/0006_conditions.sql"),
     include_str!("store/migrations/0007_tries.sql"),
+    include_str!("store/migrations/0008_read_backs.sql"),
 ];
 /// Read connections kept for reuse.
 const IDLE_READERS: usize = 4;

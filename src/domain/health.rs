@@ -12,10 +12,11 @@ use std::fmt;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use super::event::EventKind;
 use super::restore::{Journal, Phase};
 use super::schedule::run::Trouble;
 use super::words::words;
-use super::{JobId, JobKind};
+use super::{BackupLabel, JobId, JobKind};
 
 /// How long a server that is new may be without a backup before that is a failure.
 pub const FIRST_BACKUP: SignedDuration = SignedDuration::from_mins(15);
@@ -57,6 +58,8 @@ words! {
         WalAge = "wal-age",
         /// No segment is missing since the newest backup.
         WalGap = "wal-gap",
+        /// Every backup can be restored, as far as is known.
+        BackupSets = "backup-sets",
         /// The newest backups found no damaged page.
         PageChecksums = "page-checksums",
         /// The newest verification found the repository whole.
@@ -192,6 +195,19 @@ pub struct RepositoryFacts {
     pub last_full_at: Option<Timestamp>,
     /// The newest backup, when it found damaged pages.
     pub damaged: Option<String>,
+    /// The backups that cannot be restored, newest first.
+    pub bad_sets: Vec<BadSet>,
+}
+
+/// A backup that cannot be restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadSet {
+    /// Its label.
+    pub label: BackupLabel,
+    /// Why.
+    pub why: String,
+    /// What told of it already: the event of a job.
+    pub told: Option<EventKind>,
 }
 
 /// The archive, compared with the server.

@@ -8,7 +8,9 @@
 //! - The branch is pinned to a timeline; left alone, a second restore to an older moment follows
 //!   the newest timeline and stops early.
 //! - A moment means the world as it was then: the timeline that the server was on at that time.
-//! - Of the legal sets the newest is taken: the least WAL to replay.
+//! - Of the legal sets the newest that is not known to be damaged is taken: the least WAL to replay. A
+//!   damaged one is taken only where no other reaches the target; one whose manifest cannot be read
+//!   only when there is nothing else, so that the plan can say so.
 
 pub mod check;
 mod reach;
@@ -22,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::archive::{Gap, Segments};
 use super::recovery::{RecoveryTarget, RestorePointName, TargetTimeline};
+use super::sets::{Judgement, State};
 use super::timeline::{Branch, Timelines};
 use super::{BackupLabel, Lsn, RepoKey, SegmentSize, Timeline, WalSegment};
 
@@ -44,6 +47,8 @@ pub struct Set {
     pub archive_start: WalSegment,
     /// Bytes of the database.
     pub size_bytes: Option<u64>,
+    /// What is known of it.
+    pub judgement: Judgement,
 }
 
 impl Set {
@@ -155,6 +160,8 @@ pub struct Decision {
     pub position: Option<Lsn>,
     /// Why it is not certain that the target exists.
     pub uncertain: Option<String>,
+    /// Newer sets from which the target could be reached, if they were whole.
+    pub passed_over: Vec<(BackupLabel, Judgement)>,
 }
 
 /// What a restore to an earlier moment leaves behind. It stays in the archive.
@@ -303,33 +310,68 @@ pub fn decide(catalogue: &Catalogue, wish: &Wish) -> Result<Decision, Unreachabl
     let tip = catalogue.timeline_for(wish)?;
     let branch = catalogue.timelines.branch(tip);
     let (place, uncertain) = catalogue.place(wish, &branch)?;
-    let set = choose(catalogue, wish, &branch, place)?;
+    let candidates = candidates(catalogue, wish, &branch, place)?;
     let size = catalogue.segment_size;
     let ending = |lsn: Lsn| size.number_before(lsn);
-    let until = match (&wish.target, place.and_then(|place| place.reached_by)) {
-        (RecoveryTarget::Immediate, _) => Some(ending(set.lsn_stop)),
-        (_, Some(lsn)) => Some(ending(lsn)),
-        (_, None) => catalogue.end_of(&branch).map(|last| last.number()),
+    let end = catalogue.end_of(&branch).map(|last| last.number());
+    let wal_until = |set: &Set| {
+        let until = match (&wish.target, place.and_then(|place| place.reached_by)) {
+            (RecoveryTarget::Immediate, _) => Some(ending(set.lsn_stop)),
+            (_, Some(lsn)) => Some(ending(lsn)),
+            (_, None) => end,
+        };
+        until.map(|number| branch.segment(number.max(set.archive_start.number()), size))
     };
-    let first = set.archive_start.number();
-    let wal_until = until.map(|number| branch.segment(number.max(first), size));
-    let gaps =
-        wal_until.map_or_else(Vec::new, |until| catalogue.gaps(&branch, first, until.number()));
+    let gaps = |set: &Set| {
+        let first = set.archive_start.number();
+        wal_until(set).map_or_else(Vec::new, |last| catalogue.gaps(&branch, first, last.number()))
+    };
+    let (set, passed_over) = choose(&candidates, |set| !gaps(set).is_empty());
+    let (wal_until, gaps) = (wal_until(set), gaps(set));
     let lost = catalogue.lost(wish, &branch, place);
     let position = match wish.target {
         RecoveryTarget::Name { .. } => place.and_then(|place| place.reached_by),
         _ => None,
     };
-    Ok(Decision { set: set.clone(), timeline: tip, wal_until, gaps, lost, position, uncertain })
+    Ok(Decision {
+        set: set.clone(),
+        timeline: tip,
+        wal_until,
+        gaps,
+        lost,
+        position,
+        uncertain,
+        passed_over,
+    })
 }
 
-/// The newest set that ended before the target, on the branch.
+/// The best set, and the newer ones that it is better than. `candidates` are newest first, and not empty.
 fn choose<'a>(
+    candidates: &[&'a Set],
+    has_gap: impl Fn(&Set) -> bool,
+) -> (&'a Set, Vec<(BackupLabel, Judgement)>) {
+    let newest = |wanted: &dyn Fn(State) -> bool| {
+        candidates.iter().position(|set| wanted(set.judgement.state))
+    };
+    let whole = newest(&|state| !state.is_bad());
+    let restorable = newest(&State::can_be_restored);
+    let readable = newest(&|state| state != State::Unreadable);
+    let all = [whole, restorable, readable].into_iter().flatten();
+    // From an older one the way is longer; where that way has a gap, a newer one may have none.
+    let without_gap = all.clone().find(|at| !has_gap(candidates[*at]));
+    let at = without_gap.or_else(|| all.clone().next()).unwrap_or(0);
+    let passed_over = candidates[..at].iter();
+    let passed_over = passed_over.map(|set| (set.label.clone(), set.judgement.clone()));
+    (candidates[at], passed_over.collect())
+}
+
+/// The sets on the branch that ended before the target, newest first; never none.
+fn candidates<'a>(
     catalogue: &'a Catalogue,
     wish: &Wish,
     branch: &Branch,
     place: Option<Place>,
-) -> Result<&'a Set, Unreachable> {
+) -> Result<Vec<&'a Set>, Unreachable> {
     let legal = |set: &Set| {
         place.is_none_or(|place| match place.set_before {
             Moment::Time(at) => set.reachable_from() <= at,
@@ -360,18 +402,20 @@ fn choose<'a>(
                 nearest: first_moment(set),
             });
         }
-        return Ok(set);
+        return Ok(vec![set]);
     }
     let mut candidates = catalogue.sets.iter().filter(in_repo).peekable();
     if let (None, Some(repo)) = (candidates.peek(), wish.repo) {
         return Err(Unreachable::NoBackupInRepo(repo));
     }
     let candidates: Vec<&Set> = candidates.filter(|set| on_branch(set)).collect();
-    let age = |set: &&&Set| (set.stopped_at, set.lsn_stop, std::cmp::Reverse(set.repo));
-    if let Some(set) = candidates.iter().filter(|set| legal(set)).max_by_key(age) {
-        return Ok(set);
+    let age = |set: &&Set| (set.stopped_at, set.lsn_stop, std::cmp::Reverse(set.repo));
+    let mut found: Vec<&Set> = candidates.iter().filter(|set| legal(set)).copied().collect();
+    if !found.is_empty() {
+        found.sort_by_key(|set| std::cmp::Reverse(age(set)));
+        return Ok(found);
     }
-    let first = candidates.iter().min_by_key(age).ok_or(Unreachable::NoBackup)?;
+    let first = candidates.iter().copied().min_by_key(age).ok_or(Unreachable::NoBackup)?;
     Err(Unreachable::BeforeFirstBackup {
         target: wish.target.clone(),
         timeline: branch.tip(),

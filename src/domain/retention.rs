@@ -234,6 +234,11 @@ impl Verdict {
     pub fn is_kept(&self) -> bool {
         self.doom.is_none()
     }
+
+    /// Whether it stays for more than another's sake.
+    pub fn stays_for_itself(&self) -> bool {
+        self.reasons.iter().any(|reason| !matches!(reason, Reason::NeededBy(..)))
+    }
 }
 
 /// Why a backup goes: which rules there are, none of which keeps it.

@@ -63,6 +63,8 @@ fn window(catalogue: &Catalogue, repo: RepoKey, timeline: Timeline) -> Window {
     let archived = Catalogue { local: super::archive::Segments::default(), ..catalogue.clone() };
     let branch = archived.timelines.branch(timeline);
     let of_repo = archived.sets.iter().filter(|set| set.repo == repo);
+    // What cannot be restored brings no moment back.
+    let of_repo = of_repo.filter(|set| set.judgement.state.can_be_restored());
     let mut sets: Vec<&Set> =
         of_repo.filter(|s| branch.holds(s.archive_start.timeline(), s.lsn_stop)).collect();
     sets.sort_by_key(|set| set.lsn_stop);

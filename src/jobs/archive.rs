@@ -3,7 +3,7 @@
 //! `info` tells only the first and the last segment; gaps are invisible there. A directory that
 //! cannot grow any more is not listed again for a while, so a look costs one or two `repo-ls`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::catalog::Unavailable;
 use crate::domain::archive::Segments;
 use crate::domain::timeline::{History, Timelines};
-use crate::domain::{RepoKey, SegmentSize, StanzaName, Timeline, WalSegment};
+use crate::domain::{BackupLabel, RepoKey, SegmentSize, StanzaName, Timeline, WalSegment};
 use crate::pgbackrest::command::{Invocation, RepoGet, RepoLs};
 use crate::pgbackrest::info::{Database, StanzaInfo};
 use crate::pgbackrest::listing;
@@ -82,6 +82,16 @@ impl Archives {
             }
         }
         Ok(found)
+    }
+
+    /// The labels of the backups whose directories a repository has.
+    pub(super) async fn backups(
+        &self,
+        stanza: &StanzaName,
+        repo: RepoKey,
+    ) -> Result<BTreeSet<BackupLabel>, Unavailable> {
+        let entries = self.ls(stanza, repo, &format!("backup/{stanza}")).await?;
+        Ok(entries.iter().filter_map(|entry| entry.name.parse().ok()).collect())
     }
 
     async fn list(

@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::clock;
-use crate::domain::{BackupLabel, StanzaName};
+use crate::domain::{BackupLabel, RepoKey, StanzaName};
 use crate::pgbackrest::command::Info;
 use crate::pgbackrest::info::{self, Lock, StanzaInfo, Status};
 use crate::pgbackrest::runner::Tool;
@@ -161,42 +161,51 @@ impl Catalog {
         self.slots.get(stanza).and_then(|slot| slot.last.borrow().clone())
     }
 
-    /// One backup with what only `info --set` tells: its databases, tablespaces and links.
-    pub async fn set(
+    /// One backup with what only `info --set` tells (its databases, tablespaces and links), when its manifest
+    /// was read before.
+    pub fn set(&self, stanza: &StanzaName, label: &BackupLabel) -> Option<Arc<info::Backup>> {
+        let sets = self.slots.get(stanza)?.sets.lock().unwrap_or_else(PoisonError::into_inner);
+        sets.get(label).cloned()
+    }
+
+    /// Reads the manifest of a backup from its repository, now. The inner error says why it cannot be
+    /// read, although the repository can.
+    pub async fn manifest(
         &self,
         stanza: &StanzaName,
+        repo: RepoKey,
         label: &BackupLabel,
-    ) -> Result<Arc<info::Backup>, Unavailable> {
+    ) -> Result<Result<Arc<info::Backup>, String>, Unavailable> {
         let missing = || Unavailable::new(format!("stanza {stanza} is not configured"));
         let slot = self.slots.get(stanza).ok_or_else(missing)?;
-        let known = slot.sets.lock().unwrap_or_else(PoisonError::into_inner).get(label).cloned();
-        if let Some(set) = known {
-            return Ok(set);
+        let command = Info { stanza, set: Some(label), repo: Some(repo), json: true };
+        let stanzas = self.ask(&command).await?.1;
+        let found = info::find(&stanzas, stanza).or_else(|| stanzas.first());
+        let Some(found) = found else {
+            return Err(Unavailable::new("the repository is not there"));
+        };
+        if let Some(backup) = found.backups.iter().find(|backup| backup.label == *label) {
+            return Ok(Ok(slot.keep(backup.clone())));
         }
-        let stanzas = self.ask(&Info { stanza, set: Some(label), json: true }).await?.1;
-        let backup = info::find(&stanzas, stanza)
-            .and_then(|found| found.backups.iter().find(|backup| backup.label == *label))
-            .ok_or_else(|| {
-                Unavailable::new(format!("pgbackrest info does not know backup {label}"))
-            })?;
-        let backup = Arc::new(backup.clone());
-        let mut sets = slot.sets.lock().unwrap_or_else(PoisonError::into_inner);
-        if sets.len() >= SETS_KEPT {
-            sets.pop_first();
+        let told = found.repos.iter().find(|known| known.key == repo);
+        let (code, message) = told.map_or((found.status.code, &found.status.message), |told| {
+            (told.status.code, &told.status.message)
+        });
+        match info::manifest_problem(code, message) {
+            Some(problem) => Ok(Err(problem)),
+            None => Err(Unavailable::new(message.clone())),
         }
-        sets.insert(label.clone(), Arc::clone(&backup));
-        Ok(backup)
     }
 
     /// `info` as text for people.
     pub async fn text(&self, stanza: &StanzaName) -> Result<String, Unavailable> {
-        let (raw, _) = self.capture(&Info { stanza, set: None, json: false }).await?;
+        let (raw, _) = self.capture(&Info { stanza, set: None, repo: None, json: false }).await?;
         Ok(String::from_utf8_lossy(&raw).into_owned())
     }
 
     async fn run(&self, stanza: &StanzaName) -> Seen {
         let (observed_at, began) = (clock::now(), Instant::now());
-        let (raw, stanzas) = self.ask(&Info { stanza, set: None, json: true }).await?;
+        let (raw, stanzas) = self.ask(&Info { stanza, set: None, repo: None, json: true }).await?;
         let stanza = info::find(&stanzas, stanza)
             // "[invalid]" stands for a repository that cannot be read.
             .or_else(|| stanzas.first())
@@ -229,6 +238,18 @@ impl Catalog {
             captured.stderr
         };
         Err(Unavailable::new(format!("pgbackrest info {}: {said}", captured.end)))
+    }
+}
+
+impl Slot {
+    fn keep(&self, backup: info::Backup) -> Arc<info::Backup> {
+        let backup = Arc::new(backup);
+        let mut sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
+        if sets.len() >= SETS_KEPT {
+            sets.pop_first();
+        }
+        sets.insert(backup.label.clone(), Arc::clone(&backup));
+        backup
     }
 }
 

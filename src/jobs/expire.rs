@@ -10,9 +10,10 @@ use super::catalog::Freshness;
 use super::context::Context;
 use super::recorder::Recorder;
 use super::retention::{Ground, RetentionError, find_repo, gather};
+use super::sets::read_back;
 use super::worker::{Ended, command, judge, problem};
 use crate::domain::job::{ExpireResult, ExpireSpec, JobError, JobResult, Outcome, Removed};
-use crate::domain::retention::{Refused, Removal};
+use crate::domain::retention::{Held, Refused, Removal, RepoPlan};
 use crate::domain::{BackupLabel, RepoKey};
 use crate::pgbackrest::command::{Expire, Limits};
 use crate::pgbackrest::exit::Context as ExitContext;
@@ -32,7 +33,7 @@ pub(super) async fn run(
         () = cancel.cancelled() => return not_begun("cancelled", Outcome::Cancelled),
         () = context.shutdown.cancelled() => return not_begun("interrupted", Outcome::Interrupted),
     };
-    let ground = match gather(context, &spec.stanza, Freshness::New).await {
+    let mut ground = match gather(context, &spec.stanza, Freshness::New).await {
         Ok(ground) => ground,
         Err(error) => return Ended::failed(from_error(&error)),
     };
@@ -43,9 +44,9 @@ pub(super) async fn run(
     if matches!(status.meaning(), StanzaStatus::Other(_)) && ground.backups.is_empty() {
         return Ended::failed(problem("repository-unavailable", status.message.clone(), &[]));
     }
-    let calls = match calls(&ground, spec) {
+    let calls = match decided(context, &mut ground, spec, recorder, cancel).await {
         Ok(calls) => calls,
-        Err(refused) => return Ended::failed(from_error(&refused.into())),
+        Err(ended) => return ended,
     };
     let planned: Labels = calls
         .iter()
@@ -70,6 +71,71 @@ pub(super) async fn run(
 fn not_begun(code: &str, outcome: Outcome) -> Ended {
     let error = problem(code, "ended before any backup was removed", &[]);
     Ended { error: Some(JobError { retryable: true, ..error }), ..Ended::with(outcome) }
+}
+
+/// The sets to remove, decided when every backup for whose sake something goes has been read: one that
+/// cannot be read counts for nothing.
+async fn decided(
+    context: &Context,
+    ground: &mut Ground,
+    spec: &ExpireSpec,
+    recorder: &mut Recorder,
+    cancel: &CancellationToken,
+) -> Result<Vec<(RepoKey, Removal)>, Ended> {
+    let mut read = Labels::new();
+    loop {
+        let calls =
+            calls(ground, spec).map_err(|refused| Ended::failed(from_error(&refused.into())))?;
+        let unread: Vec<_> = relied_on(ground, spec, &calls).difference(&read).cloned().collect();
+        let mut found = false;
+        for (repo, label) in unread {
+            if cancel.is_cancelled() || context.shutdown.is_cancelled() {
+                return Err(not_begun("cancelled", Outcome::Cancelled));
+            }
+            let answer = read_back(context, &spec.stanza, repo, &label).await.map_err(|error| {
+                let message = format!(
+                    "cannot remove anything: whether backup {label} of repository {repo} can be read \
+                     is not known: {error}"
+                );
+                let error = problem("repository-unavailable", message, &[]);
+                Ended::failed(JobError { retryable: true, ..error })
+            })?;
+            if let Err(why) = answer {
+                let text = format!(
+                    "backup {label} of repository {repo} counts for nothing: its manifest cannot be \
+                     read: {why}"
+                );
+                recorder.say(Level::Warn, text).await;
+                found = true;
+            }
+            read.insert((repo, label));
+        }
+        if !found {
+            return Ok(calls);
+        }
+        *ground = gather(context, &spec.stanza, Freshness::New)
+            .await
+            .map_err(|error| Ended::failed(from_error(&error)))?;
+    }
+}
+
+/// The backups for whose sake others, or WAL, may go: those that stay for themselves.
+fn relied_on(ground: &Ground, spec: &ExpireSpec, calls: &[(RepoKey, Removal)]) -> Labels {
+    let plans = ground.plan().into_iter();
+    let plans = plans.filter(|plan| spec.repo.is_none_or(|repo| repo == plan.repo));
+    let concerned = plans.filter(|plan| {
+        calls.iter().any(|(repo, _)| *repo == plan.repo) || ground.counts_wal(plan.repo)
+    });
+    let of_plan = |plan: RepoPlan| {
+        let known = |label: &BackupLabel| {
+            let is_it = |held: &&Held| held.repo == plan.repo && held.label == *label;
+            ground.backups.iter().find(is_it).is_some_and(|held| held.bad)
+        };
+        let relied = plan.verdicts.iter().filter(|verdict| verdict.stays_for_itself());
+        let relied = relied.filter(|verdict| !known(&verdict.label));
+        relied.map(|verdict| (plan.repo, verdict.label.clone())).collect::<Vec<_>>()
+    };
+    concerned.flat_map(of_plan).collect()
 }
 
 /// The sets to remove.

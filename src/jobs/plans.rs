@@ -15,18 +15,21 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::catalog::FRESH_ENOUGH;
+use super::catalog::{FRESH_ENOUGH, Unavailable};
 use super::context::Context;
 use super::queue::LaneView;
+use super::sets;
 use crate::clock;
 use crate::domain::job::RestoreSpec;
 use crate::domain::plan::check::{Check, CheckId, Verdict, refusing};
-use crate::domain::plan::{Decision, Unreachable, Wish, decide};
+use crate::domain::plan::{Decision, Set, Unreachable, Wish, decide};
 use crate::domain::recovery::{OnReached, RecoveryTarget};
 use crate::domain::restore::Pinned;
+use crate::domain::sets::{Judgement, State};
 use crate::domain::window::{self, Window};
 use crate::domain::{DatabaseName, JobId, RepoKey, StanzaName, Timeline};
 use crate::pgbackrest::command::RestoreInPlace;
+use crate::pgbackrest::info::Backup;
 use crate::store::StoreError;
 
 pub use facts::Ground;
@@ -256,9 +259,10 @@ impl Planner {
         request: PlanRequest,
         lane: Option<LaneView>,
     ) -> Result<Plan, PlanError> {
-        let ground = facts::gather(&self.context, stanza).await?;
-        let decision = decide(&ground.catalogue, &request.wish)?;
-        let checks = checks::all(&self.context, &ground, &request, &decision, lane).await;
+        let mut ground = facts::gather(&self.context, stanza).await?;
+        let (decision, manifest) = self.decide(&mut ground, &request.wish).await?;
+        let context = &self.context;
+        let checks = checks::all(context, &ground, &request, &decision, manifest, lane).await;
         let failed = checks.iter().filter(|check| check.verdict == Verdict::Fail);
         let failed = failed.map(|check| check.id).collect();
         let branch = ground.catalogue.timelines.branch(decision.timeline);
@@ -312,6 +316,32 @@ impl Planner {
             expires_at: now.saturating_add(VALID_FOR).unwrap_or(now),
             pinned_facts,
         })
+    }
+
+    /// Decides, and reads the manifest of the set. Where that cannot be read another set is chosen, if there
+    /// is one.
+    async fn decide(
+        &self,
+        ground: &mut Ground,
+        wish: &Wish,
+    ) -> Result<(Decision, Result<Arc<Backup>, Unavailable>), PlanError> {
+        loop {
+            let decision = decide(&ground.catalogue, wish)?;
+            let chosen = &decision.set;
+            let read = sets::read_back(&self.context, &ground.stanza, chosen.repo, &chosen.label);
+            let problem = match read.await {
+                Ok(Ok(backup)) => return Ok((decision, Ok(backup))),
+                Ok(Err(problem)) => problem,
+                Err(error) => return Ok((decision, Err(error))),
+            };
+            let is_it = |set: &&mut Set| set.label == chosen.label && set.repo == chosen.repo;
+            let known = ground.catalogue.sets.iter_mut().find(is_it);
+            let Some(known) = known.filter(|set| set.judgement.state != State::Unreadable) else {
+                let error = Unavailable::new(problem);
+                return Ok((decision, Err(error)));
+            };
+            known.judgement = Judgement::unreadable(clock::now(), &problem);
+        }
     }
 
     /// Keeps a plan so that it can be carried out by its id.

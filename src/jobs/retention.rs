@@ -24,10 +24,11 @@ use crate::domain::job::{AnnotateSpec, JobError, JobSpec};
 use crate::domain::retention::{
     self, ArchiveType, Counts, FullRetention, Held, Refused, Removal, RepoPlan, Rules, WalLimit,
 };
+use crate::domain::sets::{Judgement, Judgements, Verified};
 use crate::domain::{Annotations, BackupLabel, RepoKey, StanzaName};
 use crate::pgbackrest::conf::UserOptions;
-use crate::pgbackrest::info::StanzaInfo;
-use crate::store::{StoreError, Verified};
+use crate::pgbackrest::info::{Backup, StanzaInfo};
+use crate::store::StoreError;
 
 /// The annotation that says that a backup is pinned, and by whom.
 pub const PIN_KEY: &str = "headrest-pin";
@@ -167,7 +168,8 @@ pub(super) async fn gather(
         pins: pins(context, stanza, &seen.stanza).await?,
         in_use: in_use(context, stanza).await?,
     };
-    let backups = held(&seen.stanza, &context.store.verified(stanza.clone()).await?);
+    let backups =
+        held(&seen.stanza, &super::sets::judge(&context.store, stanza, &seen.stanza).await?);
     Ok(Ground { seen, backups, rules, options, set_by_user, for_backup_only })
 }
 
@@ -184,24 +186,17 @@ fn counts_of(values: &[Option<String>; 5]) -> Counts {
 }
 
 /// The backups of all repositories.
-fn held(stanza: &StanzaInfo, verified: &BTreeMap<(RepoKey, BackupLabel), Verified>) -> Vec<Held> {
-    let one = |backup: &crate::pgbackrest::info::Backup| {
+fn held(stanza: &StanzaInfo, judgements: &Judgements) -> Vec<Held> {
+    let one = |backup: &Backup| {
         let repo = backup.repo_key.unwrap_or(RepoKey::FIRST);
-        let needs: Vec<_> = backup.prior.iter().chain(&backup.reference).cloned().collect();
-        let of = |label: &BackupLabel| verified.get(&(repo, label.clone()));
-        let own = of(&backup.label);
-        // What it needs was found to be damaged, and it was not found to be good since then.
-        let spoilt = needs
-            .iter()
-            .filter_map(of)
-            .any(|needed| !needed.good && own.is_none_or(|own| own.at < needed.at));
+        let judgement = judgements.get(&(repo, backup.label.clone()));
         Held {
             label: backup.label.clone(),
             repo,
             stopped_at: backup.stopped_at,
             own_bytes: backup.repo_delta_bytes,
-            bad: backup.error == Some(true) || own.is_some_and(|own| !own.good) || spoilt,
-            needs,
+            bad: judgement.is_some_and(|judgement| judgement.state.is_bad()),
+            needs: backup.prior.iter().chain(&backup.reference).cloned().collect(),
         }
     };
     stanza.backups.iter().map(one).collect()
@@ -213,7 +208,7 @@ async fn pins(
     info: &StanzaInfo,
 ) -> Result<BTreeSet<BackupLabel>, StoreError> {
     let stored = context.store.pins(stanza.clone()).await?;
-    let is_pinned = |backup: &&crate::pgbackrest::info::Backup| {
+    let is_pinned = |backup: &&Backup| {
         let annotated = backup.annotations.contains_key(PIN_KEY);
         stored.get(&backup.label).copied().unwrap_or(annotated)
     };
@@ -270,7 +265,12 @@ impl Ground {
     pub(super) fn limits_wal(&self, repo: RepoKey) -> bool {
         self.rules.policy.is_set()
             || self.rules.counts.get(&repo).is_some_and(Counts::limit)
-            || self.option(repo, "archive").is_some()
+            || self.counts_wal(repo)
+    }
+
+    /// Whether WAL goes by a count of its own.
+    pub(super) fn counts_wal(&self, repo: RepoKey) -> bool {
+        self.option(repo, "archive").is_some()
     }
 
     /// From which backup on all WAL is kept: as the user set it, or as the rules say.
@@ -305,6 +305,17 @@ pub struct Marks {
     pub pins: BTreeSet<BackupLabel>,
     /// When each was verified.
     pub verified: BTreeMap<(RepoKey, BackupLabel), Verified>,
+    /// What each is worth.
+    pub judgements: Judgements,
+}
+
+impl Marks {
+    /// What a backup is worth.
+    pub fn judgement(&self, backup: &Backup) -> &Judgement {
+        let repo = backup.repo_key.unwrap_or(RepoKey::FIRST);
+        let known = self.judgements.get(&(repo, backup.label.clone()));
+        known.unwrap_or(&Judgement::UNVERIFIED)
+    }
 }
 
 impl Keeper {
@@ -323,11 +334,26 @@ impl Keeper {
         gather(&self.context, stanza, Freshness::Within(FRESH_ENOUGH)).await
     }
 
+    /// A backup with its databases, tablespaces and links; the inner error says why its manifest cannot be
+    /// read.
+    pub async fn details(
+        &self,
+        stanza: &StanzaName,
+        backup: &Backup,
+    ) -> Result<Result<Arc<Backup>, String>, Unavailable> {
+        if let Some(known) = self.context.catalog.set(stanza, &backup.label) {
+            return Ok(Ok(known));
+        }
+        let repo = backup.repo_key.unwrap_or(RepoKey::FIRST);
+        super::sets::read_back(&self.context, stanza, repo, &backup.label).await
+    }
+
     /// What Headrest knows of the backups that `info` lists.
     pub async fn marks(&self, stanza: &StanzaName, info: &StanzaInfo) -> Result<Marks, StoreError> {
         Ok(Marks {
             pins: pins(&self.context, stanza, info).await?,
             verified: self.context.store.verified(stanza.clone()).await?,
+            judgements: super::sets::judge(&self.context.store, stanza, info).await?,
         })
     }
 

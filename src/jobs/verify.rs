@@ -16,7 +16,8 @@ use super::worker::{Ended, follow, judge, problem};
 use crate::clock;
 use crate::domain::archive::Segments;
 use crate::domain::job::{JobResult, Outcome, VerifyResult, VerifySpec};
-use crate::domain::{BackupLabel, RepoKey, SegmentSize, WalSegment};
+use crate::domain::sets::Verified;
+use crate::domain::{BackupLabel, RepoKey, SegmentSize, StanzaName, WalSegment};
 use crate::pgbackrest::command::Verify;
 use crate::pgbackrest::exit::Context as ExitContext;
 use crate::pgbackrest::info::Backup;
@@ -24,7 +25,6 @@ use crate::pgbackrest::log::Level;
 use crate::pgbackrest::runner::{Sink, Stream};
 use crate::pgbackrest::verify::{BackupReport, Reader, Report, Status};
 use crate::process::inspect::ProcessIdentity;
-use crate::store::Verified;
 
 /// Lines of a result.
 const LINES: usize = 100;
@@ -90,6 +90,38 @@ pub(super) async fn run(
     finish(context, spec, found, recorder).await
 }
 
+/// Whether this pgBackRest can verify one set alone.
+pub(super) fn knows_sets(context: &Context) -> bool {
+    context.version.as_ref().is_some_and(|version| version.verifies_one_set())
+}
+
+/// Verifies a backup that was just made; answers what is wrong with it. What could not be looked at says
+/// nothing.
+pub(super) async fn new_backup(
+    context: &Context,
+    (stanza, repo, label): (&StanzaName, RepoKey, &BackupLabel),
+    recorder: &mut Recorder,
+    cancel: &CancellationToken,
+) -> Option<String> {
+    let (set, only) = (Some(label.clone()), Some(repo));
+    let spec = VerifySpec { stanza: stanza.clone(), set, repo: only };
+    let report = match report(context, &spec, repo, recorder, cancel).await {
+        Ok(report) => report,
+        Err(ended) => {
+            let why = ended.error.map_or_else(|| "it ended early".to_owned(), |e| e.message);
+            recorder.say(Level::Warn, format!("backup {label} was not verified: {why}")).await;
+            return None;
+        }
+    };
+    let told = report.backups.iter().find(|backup| backup.label == label.as_str());
+    let good = told.and_then(BackupReport::verdict)?;
+    let found = vec![(repo, label.clone(), Verified { at: clock::now(), good })];
+    if let Err(error) = context.store.set_verified(stanza.clone(), found).await {
+        tracing::error!("{}", crate::telemetry::chain(&error));
+    }
+    if good { None } else { wrong_with(told) }
+}
+
 /// Runs `verify` of one repository.
 async fn report(
     context: &Context,
@@ -98,8 +130,7 @@ async fn report(
     recorder: &mut Recorder,
     cancel: &CancellationToken,
 ) -> Result<Report, Ended> {
-    let knows_set = context.version.as_ref().is_some_and(|version| version.verifies_one_set());
-    let set = spec.set.as_ref().filter(|_| knows_set);
+    let set = spec.set.as_ref().filter(|_| knows_sets(context));
     let invocation = Verify { stanza: &spec.stanza, repo, set }.invocation();
     recorder.next_command();
     let mut sink = Reading { recorder, reader: Reader::new() };

@@ -194,7 +194,8 @@ impl Monitor {
             // The same while one is being made.
             let expected = new || facts.backing_up;
             // The job that found it tells it when it has ended.
-            let job_tells = facts.backing_up && state.is_about(CheckId::PageChecksums);
+            let job_tells = facts.backing_up
+                && (state.is_about(CheckId::PageChecksums) || state.is_about(CheckId::BackupSets));
             if before == state.level
                 || (expected && state.level == Level::Warn && name.is_for_new())
                 || job_tells

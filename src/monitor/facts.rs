@@ -1,21 +1,26 @@
 //! The facts of the server and of this machine, which cost little.
 
+use std::collections::BTreeSet;
+
 use jiff::{SignedDuration, Timestamp};
 
 use super::Parts;
 use super::machine::{self, Machine};
 use super::repository::Found;
+use crate::domain::event::EventKind;
 use crate::domain::health::{
-    ArchivingFacts, Facts, RepositoryFacts, RestoreFacts, ScheduleFacts, ServerFacts, TargetFacts,
-    Up,
+    ArchivingFacts, BadSet, Facts, RepositoryFacts, RestoreFacts, ScheduleFacts, ServerFacts,
+    TargetFacts, Up,
 };
 use crate::domain::job::JobResult;
 use crate::domain::schedule::run::{Step, Trouble};
-use crate::domain::{JobKind, JobSpec, JobState, StanzaName};
+use crate::domain::sets::{Judgement, Judgements, State};
+use crate::domain::{BackupLabel, JobKind, JobSpec, JobState, RepoKey, StanzaName};
 use crate::jobs::context::ServerSide;
+use crate::jobs::sets;
 use crate::metrics::Notified;
 use crate::pgbackrest::command::archive_command;
-use crate::pgbackrest::info::{StanzaInfo, StanzaStatus};
+use crate::pgbackrest::info::{self, StanzaInfo, StanzaStatus};
 use crate::postgres::client::{ArchiveSettings, Connection};
 use crate::postgres::state::ServerState;
 use crate::postgres::supervisor::{Archiving, Making, Status};
@@ -47,6 +52,8 @@ struct Told {
     verified: Verified,
     /// The newest backup of ours that found damaged pages.
     damaged: Option<String>,
+    /// The backups of ours that failed because they cannot be restored.
+    failed: BTreeSet<BackupLabel>,
 }
 
 /// What is remembered from look to look.
@@ -78,10 +85,18 @@ pub(super) async fn gather(
         // One bad look is no news yet: what was before still counts.
         Some(found) if found.is_unsure => memory.repository.clone(),
         Some(Found { failed: Some(why), .. }) => Some(Err(why.clone())),
-        Some(_) => context.catalog.last(stanza).map(|seen| {
-            let seen = seen.map_err(|unavailable| unavailable.reason)?;
-            Ok(repository(&seen.stanza))
-        }),
+        Some(_) => match context.catalog.last(stanza) {
+            None => None,
+            Some(Err(unavailable)) => Some(Err(unavailable.reason)),
+            Some(Ok(seen)) => {
+                let judged = sets::judge(&context.store, stanza, &seen.stanza).await;
+                let judged = judged.unwrap_or_else(|error| {
+                    tracing::warn!("what backups are worth is not known: {}", chain(&error));
+                    Judgements::new()
+                });
+                Some(Ok(repository(&seen.stanza, &judged)))
+            }
+        },
     };
     memory.repository.clone_from(&facts.repository);
     facts.backing_up = parts
@@ -124,6 +139,12 @@ pub(super) async fn gather(
         let damaged =
             facts.repository.as_ref().and_then(|known| known.as_ref().ok()?.damaged.as_ref());
         facts.damage_told = damaged.is_some() && damaged == told.damaged.as_ref();
+        if let Some(Ok(known)) = &mut facts.repository {
+            for set in &mut known.bad_sets {
+                let of_backup = told.failed.contains(&set.label);
+                set.told = of_backup.then_some(EventKind::BackupFailed).or(set.told);
+            }
+        }
     }
     let Some(side) = side else { return facts };
     facts.not_backed_up = match side.archiving {
@@ -208,7 +229,20 @@ impl Told {
             Some(JobResult::Backup(result)) if result.page_errors => Some(result.label.to_string()),
             _ => None,
         });
-        Ok(Self { event, verified: verified(parts, stanza).await?, damaged })
+        let filter = JobFilter {
+            kind: Some(JobKind::Backup),
+            state: Some(JobState::Failed),
+            stanza: Some(stanza.clone()),
+            limit: 50,
+            ..JobFilter::default()
+        };
+        let failed = parts.context.store.jobs(filter).await?.into_iter();
+        let failed = failed.filter_map(|job| match job.result {
+            Some(JobResult::Backup(result)) => Some(result.label),
+            _ => None,
+        });
+        let failed = failed.collect();
+        Ok(Self { event, verified: verified(parts, stanza).await?, damaged, failed })
     }
 }
 
@@ -331,7 +365,7 @@ async fn settings(status: &Status, memory: &mut Memory) -> Option<ArchiveSetting
     answer.ok()
 }
 
-fn repository(stanza: &StanzaInfo) -> RepositoryFacts {
+fn repository(stanza: &StanzaInfo, judgements: &Judgements) -> RepositoryFacts {
     let mut facts = RepositoryFacts::default();
     let mut judge = |who: String, status: StanzaStatus, message: &str| {
         let told = format!("{who}{}", message.trim());
@@ -356,8 +390,25 @@ fn repository(stanza: &StanzaInfo) -> RepositoryFacts {
     if stanza.repos.is_empty() || whole == StanzaStatus::DatabaseMismatch {
         judge(String::new(), whole, &stanza.status.message);
     }
-    let newest = stanza.newest_backup();
+    let judgement = |backup: &info::Backup| {
+        let repo = backup.repo_key.unwrap_or(RepoKey::FIRST);
+        judgements.get(&(repo, backup.label.clone())).unwrap_or(&Judgement::UNVERIFIED)
+    };
+    let restorable = |backup: &&info::Backup| judgement(backup).state.can_be_restored();
+    let mut bad: Vec<_> = stanza.backups.iter().filter(|backup| !restorable(backup)).collect();
+    bad.sort_by_key(|backup| std::cmp::Reverse((backup.stopped_at, &backup.label)));
+    let bad = bad.into_iter().map(|backup| {
+        let judgement = judgement(backup);
+        BadSet {
+            label: backup.label.clone(),
+            why: judgement.why.clone().unwrap_or_default(),
+            told: (judgement.state == State::Damaged).then_some(EventKind::VerifyFailed),
+        }
+    });
+    facts.bad_sets = bad.collect();
+    let newest = stanza.newest_of(|backup| restorable(&backup));
     let full = stanza.backups.iter().filter(|backup| backup.kind.as_str() == "full");
+    let full = full.filter(restorable);
     facts.last_backup_at = newest.and_then(|backup| backup.stopped_at);
     facts.last_full_at = full.filter_map(|backup| backup.stopped_at).max();
     facts.damaged =

@@ -208,6 +208,8 @@ pub struct Info<'a> {
     pub stanza: &'a StanzaName,
     /// Only this set, with its databases, tablespaces and links.
     pub set: Option<&'a BackupLabel>,
+    /// Only this repository.
+    pub repo: Option<RepoKey>,
     /// JSON for programs, text for people.
     pub json: bool,
 }
@@ -217,6 +219,7 @@ impl Info<'_> {
     pub fn invocation(&self) -> Invocation {
         let mut options = vec![format!("--output={}", if self.json { "json" } else { "text" })];
         options.extend(self.set.map(|label| format!("--set={label}")));
+        options.extend(self.repo.map(|repo| format!("--repo={repo}")));
         build("info", self.stanza, Console::Answer, options)
     }
 }
@@ -371,7 +374,7 @@ mod tests {
         let lines = [
             Check { stanza: &stanza }.invocation(),
             StanzaCreate { stanza: &stanza }.invocation(),
-            Info { stanza: &stanza, set: None, json: true }.invocation(),
+            Info { stanza: &stanza, set: None, repo: None, json: true }.invocation(),
             ArchivePush { stanza: &stanza, segment: "/d/pg_wal/000000010000000000000001" }
                 .invocation(),
             RepoLs { stanza: &stanza, repo: RepoKey::FIRST, path: "archive/main/15-1" }

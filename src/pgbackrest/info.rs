@@ -211,6 +211,34 @@ pub fn find<'a>(stanzas: &'a [StanzaInfo], name: &StanzaName) -> Option<&'a Stan
     stanzas.iter().find(|stanza| stanza.name == name.as_str())
 }
 
+/// Why the manifest of a single set cannot be read, from the status of `info --set`. `None` when
+/// something else is wrong, of which nothing follows about the manifest.
+pub fn manifest_problem(code: i64, message: &str) -> Option<String> {
+    match StanzaStatus::from_code(code) {
+        StanzaStatus::BackupNotFound => Some("the repository does not have it".to_owned()),
+        StanzaStatus::Other(_) => {
+            // "[FormatError] unable to load …:", then an error for the manifest and one for its copy.
+            let (first, errors) = message.split_once('\n').unwrap_or((message, ""));
+            let is_kind = |word: &&str| {
+                word.ends_with("Error") && word.bytes().all(|byte| byte.is_ascii_alphabetic())
+            };
+            let kind = |line: &'_ str| line.split_once(": ").map(|(kind, _)| kind.to_owned());
+            let mut kinds = errors.lines().filter_map(kind).filter(|kind| is_kind(&kind.as_str()));
+            let own = first.strip_prefix('[').and_then(|rest| rest.split_once("] "));
+            let (own, what) = own?;
+            let is_it = what.starts_with("unable to load backup manifest")
+                && OF_CONTENT.contains(&own)
+                && kinds.all(|kind| OF_CONTENT.contains(&kind.as_str()));
+            is_it.then(|| errors.lines().next().unwrap_or(first).to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// pgBackRest's errors that say that a file is there and is no manifest, or is not there.
+const OF_CONTENT: [&str; 5] =
+    ["FormatError", "JsonFormatError", "ChecksumError", "CryptoError", "FileMissingError"];
+
 impl StanzaStatus {
     /// pgBackRest's `INFO_STANZA_STATUS_CODE_…`.
     pub const fn from_code(code: i64) -> Self {
@@ -252,7 +280,13 @@ impl BackupKind {
 impl StanzaInfo {
     /// The backup that stopped last, over all repositories; one without a stop time comes first.
     pub fn newest_backup(&self) -> Option<&Backup> {
-        self.backups.iter().max_by_key(|backup| (backup.stopped_at, &backup.label))
+        self.newest_of(|_| true)
+    }
+
+    /// The same of some of them.
+    pub fn newest_of(&self, wanted: impl Fn(&Backup) -> bool) -> Option<&Backup> {
+        let some = self.backups.iter().filter(|backup| wanted(backup));
+        some.max_by_key(|backup| (backup.stopped_at, &backup.label))
     }
 
     /// Every backup that `label` needs, directly or through another, without itself. A label in

@@ -1,21 +1,22 @@
-//! Pins, and when each backup was verified.
+//! Pins, and when each backup was verified or read back, and what was found.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use rusqlite::params;
+use rusqlite::{Row, params};
 
 use super::rows::{column, during, parsed, time};
 use super::{Store, StoreError};
+use crate::domain::sets::{ReadBack, Verified};
 use crate::domain::{BackupLabel, RepoKey, StanzaName};
 
-/// When a backup was verified, and whether it was found to be good.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Verified {
-    /// When.
-    pub at: Timestamp,
-    /// Whether it was good.
-    pub good: bool,
+/// What is known of backups, each by its repository and label.
+type OfBackups<T> = BTreeMap<(RepoKey, BackupLabel), T>;
+
+fn key(row: &Row<'_>) -> Result<(RepoKey, BackupLabel), StoreError> {
+    let number: u32 = column(row, "repo")?;
+    let unreadable = |_| StoreError::Unreadable { what: "repo", value: number.to_string() };
+    Ok((RepoKey::try_from(number).map_err(unreadable)?, parsed(row, "label")?))
 }
 
 impl Store {
@@ -92,10 +93,7 @@ impl Store {
     }
 
     /// What is known of every backup that was verified.
-    pub async fn verified(
-        &self,
-        stanza: StanzaName,
-    ) -> Result<BTreeMap<(RepoKey, BackupLabel), Verified>, StoreError> {
+    pub async fn verified(&self, stanza: StanzaName) -> Result<OfBackups<Verified>, StoreError> {
         self.read(move |connection| {
             let failed = during("read verifications");
             let mut statement = connection
@@ -104,12 +102,53 @@ impl Store {
             let mut rows = statement.query([stanza.as_str()]).map_err(&failed)?;
             let mut found = BTreeMap::new();
             while let Some(row) = rows.next().map_err(&failed)? {
-                let number: u32 = column(row, "repo")?;
-                let unreadable =
-                    |_| StoreError::Unreadable { what: "repo", value: number.to_string() };
-                let repo = RepoKey::try_from(number).map_err(unreadable)?;
                 let verified = Verified { at: time(row, "at")?, good: column(row, "good")? };
-                found.insert((repo, parsed(row, "label")?), verified);
+                found.insert(key(row)?, verified);
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Remembers what reading the manifest of a backup found.
+    pub async fn set_read_back(
+        &self,
+        stanza: StanzaName,
+        repo: RepoKey,
+        label: BackupLabel,
+        found: ReadBack,
+    ) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            connection
+                .execute(
+                    "INSERT OR REPLACE INTO read_backs (stanza, repo, label, at, problem) VALUES \
+                     (?1, ?2, ?3, ?4, ?5)",
+                    params![
+                        stanza.as_str(),
+                        repo.get(),
+                        label.as_str(),
+                        found.at.as_microsecond(),
+                        found.problem
+                    ],
+                )
+                .map(drop)
+                .map_err(during("remember the reading of a manifest"))
+        })
+        .await
+    }
+
+    /// What reading the manifests found, of every backup that was read.
+    pub async fn read_backs(&self, stanza: StanzaName) -> Result<OfBackups<ReadBack>, StoreError> {
+        self.read(move |connection| {
+            let failed = during("read what is known of manifests");
+            let mut statement = connection
+                .prepare_cached("SELECT repo, label, at, problem FROM read_backs WHERE stanza = ?1")
+                .map_err(&failed)?;
+            let mut rows = statement.query([stanza.as_str()]).map_err(&failed)?;
+            let mut found = BTreeMap::new();
+            while let Some(row) = rows.next().map_err(&failed)? {
+                let read = ReadBack { at: time(row, "at")?, problem: column(row, "problem")? };
+                found.insert(key(row)?, read);
             }
             Ok(found)
         })
@@ -127,12 +166,14 @@ impl Store {
             let transaction = connection.transaction().map_err(&failed)?;
             for (repo, label) in gone {
                 let (stanza, label) = (stanza.as_str(), label.as_str());
-                transaction
-                    .execute(
-                        "DELETE FROM verified WHERE stanza = ?1 AND repo = ?2 AND label = ?3",
-                        params![stanza, repo.get(), label],
-                    )
-                    .map_err(&failed)?;
+                for table in ["verified", "read_backs"] {
+                    let delete = format!(
+                        "DELETE FROM {table} WHERE stanza = ?1 AND repo = ?2 AND label = ?3"
+                    );
+                    transaction
+                        .execute(&delete, params![stanza, repo.get(), label])
+                        .map_err(&failed)?;
+                }
                 // A label is in one repository: it is the time at which the backup began.
                 transaction
                     .execute(
@@ -167,15 +208,23 @@ mod tests {
         let verified = Verified { at, good: true };
         let found = vec![(RepoKey::FIRST, label.clone(), verified)];
         store.set_verified(stanza.clone(), found).await.unwrap();
+        let read = ReadBack { at, problem: Some("truncated".to_owned()) };
+        store
+            .set_read_back(stanza.clone(), RepoKey::FIRST, label.clone(), read.clone())
+            .await
+            .unwrap();
         drop(store);
         let store = Store::open(&path).unwrap();
         let pins = store.pins(stanza.clone()).await.unwrap();
         assert_eq!(pins, BTreeMap::from([(label.clone(), true), (other.clone(), false)]));
         let known = store.verified(stanza.clone()).await.unwrap();
         assert_eq!(known, BTreeMap::from([((RepoKey::FIRST, label.clone()), verified)]));
+        let known = store.read_backs(stanza.clone()).await.unwrap();
+        assert_eq!(known, BTreeMap::from([((RepoKey::FIRST, label.clone()), read)]));
         assert!(store.pins("other".parse().unwrap()).await.unwrap().is_empty());
         store.forget_backups(stanza.clone(), vec![(RepoKey::FIRST, label)]).await.unwrap();
         assert_eq!(store.pins(stanza.clone()).await.unwrap(), BTreeMap::from([(other, false)]));
-        assert!(store.verified(stanza).await.unwrap().is_empty());
+        assert!(store.verified(stanza.clone()).await.unwrap().is_empty());
+        assert!(store.read_backs(stanza).await.unwrap().is_empty());
     }
 }

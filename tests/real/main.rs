@@ -27,6 +27,7 @@ mod restore_tools;
 mod restores;
 mod retention;
 mod session_defaults;
+mod sets;
 mod short_routes;
 mod slow_archive;
 mod steer;

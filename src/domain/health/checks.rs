@@ -90,6 +90,7 @@ fn backups(facts: &Facts, thresholds: &Thresholds, now: Timestamp, checks: &mut 
             if repository.troubles.is_empty() || repository.last_backup_at.is_some() {
                 checks.extend(ages(facts, repository, thresholds, now, new));
             }
+            checks.push(backup_sets(repository));
             checks.push(page_checksums(repository));
         }
     }
@@ -240,6 +241,24 @@ fn ages(
         age(CheckId::LastBackup, "backup", repository.last_backup_at, thresholds.last_backup),
         age(CheckId::LastFull, "full backup", repository.last_full_at, thresholds.last_full),
     ]
+}
+
+fn backup_sets(repository: &RepositoryFacts) -> Check {
+    let bad = &repository.bad_sets;
+    if bad.is_empty() {
+        return pass(CheckId::BackupSets, "nothing is known against any backup".to_owned());
+    }
+    let shown = bad.iter().take(3).map(|set| format!("backup {}: {}", set.label, set.why));
+    let mut detail = shown.collect::<Vec<_>>().join("; ");
+    if bad.len() > 3 {
+        detail = format!("{detail}; and {} more", bad.len() - 3);
+    }
+    warn(
+        CheckId::BackupSets,
+        format!("cannot be restored: {detail}"),
+        "Take a full backup. No good backup goes for these, and a restore takes another; POST \
+         /api/v1/stanzas/STANZA/expire with \"set\" removes one.",
+    )
 }
 
 fn page_checksums(repository: &RepositoryFacts) -> Check {

@@ -74,6 +74,7 @@ impl ConditionName {
             CheckId::Postgres
             | CheckId::Restore
             | CheckId::WalGap
+            | CheckId::BackupSets
             | CheckId::PageChecksums
             | CheckId::Verify
             | CheckId::StopFile
@@ -171,6 +172,7 @@ pub fn event_of(
             | CheckId::LastFull
             | CheckId::Repository
             | CheckId::WalGap
+            | CheckId::BackupSets
             | CheckId::PageChecksums
             | CheckId::Verify
             | CheckId::StopFile
@@ -188,6 +190,7 @@ pub fn event_of(
             let given_up = facts.restore.as_ref().is_some_and(|restore| restore.given_up.is_some());
             given_up.then_some(EventKind::RestoreFailed)
         }
+        (CheckId::BackupSets, _) => told_of_sets(facts),
         (CheckId::PageChecksums, _) if facts.damage_told => Some(EventKind::BackupWarned),
         (CheckId::Schedule, _) => schedule.and_then(|schedule| {
             let outcome = schedule.trouble.as_ref()?.told?;
@@ -212,6 +215,13 @@ pub fn event_of(
         schedule: schedule.map(|facts| facts.name.clone()),
         ..event.of_stanza(stanza.clone())
     })
+}
+
+/// The one event that has told of every backup that cannot be restored.
+fn told_of_sets(facts: &Facts) -> Option<EventKind> {
+    let known = facts.repository.as_ref()?.as_ref().ok()?;
+    let first = known.bad_sets.first()?.told?;
+    known.bad_sets.iter().all(|set| set.told == Some(first)).then_some(first)
 }
 
 fn severity(level: Level) -> Severity {

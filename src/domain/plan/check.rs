@@ -21,6 +21,10 @@ words! {
         OtherSystem = "other-system",
         /// The target exists.
         Target = "target",
+        /// The set can be read, with everything that it refers to.
+        SetReadable = "set-readable",
+        /// The set is not known to be damaged.
+        DamagedSet = "damaged-set",
         /// The WAL from the set to the target is complete.
         WalGap = "wal-gap",
         /// WAL that is not in the archive can be saved.
@@ -57,13 +61,18 @@ impl CheckId {
     /// Whether a caller may take its failure upon itself.
     pub fn is_acceptable(self) -> bool {
         match self {
-            Self::WalGap | Self::WalLoss | Self::OtherSystem | Self::Destroyed => true,
+            Self::WalGap
+            | Self::WalLoss
+            | Self::OtherSystem
+            | Self::DamagedSet
+            | Self::Destroyed => true,
             Self::LaneFree
             | Self::NoOrphans
             | Self::Pgdata
             | Self::OwnedEntries
             | Self::Repository
             | Self::Target
+            | Self::SetReadable
             | Self::Space
             | Self::Layout
             | Self::Databases

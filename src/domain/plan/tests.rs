@@ -34,6 +34,7 @@ fn set(on: u32, second: i64) -> Set {
         lsn_stop: lsn(second),
         archive_start: segment(on, second - 1),
         size_bytes: None,
+        judgement: Judgement::UNVERIFIED,
     }
 }
 
@@ -100,6 +101,44 @@ fn chosen(catalogue: &Catalogue, wish: &Wish) -> (i64, u32) {
     let decision = decide(catalogue, wish).unwrap();
     let second = decision.set.stopped_at.as_second() - 1_700_000_000;
     (second, decision.timeline.get())
+}
+
+#[test]
+fn a_set_that_is_not_damaged_is_preferred() {
+    use State::{Damaged, Good, PageErrors, Unreadable, Unverified};
+    // Of the backups at 10, 40 and 70; whether WAL between the first two is missing; which is taken,
+    // and how many newer ones are passed over.
+    let table = [
+        ([Unverified, Good, Unverified], false, 70, 0),
+        ([Unverified, Unverified, PageErrors], false, 40, 1),
+        ([Unverified, PageErrors, PageErrors], false, 10, 2),
+        ([PageErrors, PageErrors, Damaged], false, 40, 1),
+        ([PageErrors, PageErrors, PageErrors], false, 70, 0),
+        ([Damaged, Damaged, Unreadable], false, 40, 1),
+        ([Unreadable, Unreadable, Damaged], false, 70, 0),
+        ([Unreadable, Unreadable, Unreadable], false, 70, 0),
+        ([Unverified, Unreadable, Unreadable], false, 10, 2),
+        // The way from the whole one has a gap: it does not reach the target.
+        ([Unverified, PageErrors, PageErrors], true, 70, 0),
+        ([Unverified, Unreadable, Unreadable], true, 10, 2),
+        ([Unverified, Unverified, Damaged], true, 40, 1),
+    ];
+    for (states, gap, expect, passed_over) in table {
+        let mut catalogue = one_timeline();
+        for (set, state) in catalogue.sets.iter_mut().zip(states) {
+            set.judgement.state = state;
+        }
+        if gap {
+            catalogue.archived =
+                (1..=99).filter(|n| *n != 20).map(|number| segment(1, number)).collect();
+        }
+        let decision = decide(&catalogue, &wish(RecoveryTarget::Latest)).unwrap();
+        let second = decision.set.stopped_at.as_second() - 1_700_000_000;
+        assert_eq!((second, decision.passed_over.len()), (expect, passed_over), "{states:?} {gap}");
+        // Whatever it is worth, one that is named is taken.
+        let named = Wish { set: Some(set(1, 70).label), ..wish(RecoveryTarget::Latest) };
+        assert_eq!(chosen(&catalogue, &named).0, 70);
+    }
 }
 
 #[test]

@@ -60,6 +60,16 @@ pub(in crate::http) struct BackupView {
     wal: WalView,
     /// Whether page checksum errors were found; null when not known.
     page_errors: Option<bool>,
+    /// What it is worth: good (verified), unverified, page-errors (the database had damaged pages when it
+    /// was made), damaged (in the repository) or unreadable (its manifest). A restore takes the last
+    /// three only when nothing else reaches its target.
+    #[schema(example = "unverified")]
+    state: &'static str,
+    /// Why it is bad; null when it is not.
+    state_reason: Option<String>,
+    /// When that was found out; null when nothing was.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    state_since: Option<Timestamp>,
     /// Whether it is pinned: it stays until it is unpinned.
     pinned: bool,
     /// When it was last verified and found to be good; null when it was not, or was found damaged
@@ -93,6 +103,7 @@ impl BackupView {
     pub(super) fn new(backup: &info::Backup, marks: &Marks) -> Self {
         let key = (backup.repo_key.unwrap_or(RepoKey::FIRST), backup.label.clone());
         let verified = marks.verified.get(&key).filter(|verified| verified.good);
+        let judgement = marks.judgement(backup);
         let duration = backup.started_at.zip(backup.stopped_at);
         Self {
             label: backup.label.to_string(),
@@ -114,6 +125,9 @@ impl BackupView {
                 lsn_stop: backup.lsn_stop.map(|lsn| lsn.to_string()),
             },
             page_errors: backup.error,
+            state: judgement.state.as_str(),
+            state_reason: judgement.why.clone(),
+            state_since: judgement.since,
             pinned: marks.pins.contains(&backup.label),
             verified_at: verified.map(|verified| verified.at),
             annotations: backup.annotations.clone(),
@@ -278,7 +292,9 @@ pub(in crate::http) async fn show(
         let detail = format!("stanza {stanza} has not {what}: {}", seen.stanza.status.message);
         Problem::new(ErrorCode::NoSuchBackup, detail)
     })?;
-    let set = state.catalog.set(&stanza, &backup.label).await?;
+    // Of one whose manifest cannot be read nothing more is known, and its state says so.
+    let set = state.keeper.details(&stanza, backup).await?;
+    let set = set.unwrap_or_else(|_| std::sync::Arc::new(backup.clone()));
     let marks = state.keeper.marks(&stanza, &seen.stanza).await?;
     let labels = |set: std::collections::BTreeSet<BackupLabel>| {
         set.iter().map(ToString::to_string).collect()

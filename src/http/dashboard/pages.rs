@@ -24,6 +24,8 @@ use crate::http::extract::Query;
 use crate::http::problem::{ErrorCode, Outcome, Problem};
 use crate::http::state::AppState;
 use crate::jobs::catalog::{FRESH_ENOUGH, Freshness};
+use crate::jobs::retention::Marks;
+use crate::pgbackrest::info;
 use crate::postgres::supervisor::Archiving;
 use crate::store::JobFilter;
 
@@ -83,17 +85,21 @@ pub(in crate::http) async fn overview(
     let running = jobs.iter().find(|job| Some(job.id) == running_id);
     let mut rows: Vec<BackupRow> = Vec::new();
     let mut more_backups = 0;
+    let marks = match &seen {
+        Ok(seen) => state.keeper.marks(&stanza, &seen.stanza).await?,
+        Err(_) => Marks::default(),
+    };
     if let Ok(seen) = &seen {
         let mut backups: Vec<_> = seen.stanza.backups.iter().collect();
         backups.sort_by_key(|backup| std::cmp::Reverse((backup.stopped_at, &backup.label)));
         more_backups = backups.len().saturating_sub(SHOWN);
-        rows = backups.into_iter().take(SHOWN).map(|backup| backup_row(backup, now)).collect();
+        rows =
+            backups.into_iter().take(SHOWN).map(|backup| backup_row(backup, &marks, now)).collect();
     }
-    let last_backup = seen
-        .as_ref()
-        .ok()
-        .and_then(|seen| seen.stanza.newest_backup())
-        .map(|backup| backup_row(backup, now));
+    // One that cannot be restored makes nothing safe.
+    let restorable = |backup: &info::Backup| marks.judgement(backup).state.can_be_restored();
+    let newest = seen.as_ref().ok().and_then(|seen| seen.stanza.newest_of(restorable));
+    let last_backup = newest.map(|backup| backup_row(backup, &marks, now));
     let repository = match &seen {
         Ok(seen) => repository_fact(&seen.stanza),
         Err(error) => fact(Tone::Bad, "unreadable", &error.reason),
@@ -104,7 +110,6 @@ pub(in crate::http) async fn overview(
         let beside = "Headrest runs beside this server";
         (fact(Tone::Warn, "not watched", beside), fact(Tone::Warn, "not supervised", beside))
     };
-    let newest = seen.as_ref().ok().and_then(|seen| seen.stanza.newest_backup());
     let restoring = running.is_some_and(|job| job.spec.kind() == JobKind::Restore);
     let safety = match (status.fenced_by, restoring) {
         (Some(job), true) => restoring_fact(state.store.kept_journal(job).await?.as_ref()),

@@ -6,8 +6,10 @@ use crate::domain::health::{Check, Level, span};
 use crate::domain::job::{Job, JobState};
 use crate::domain::restore::Journal;
 use crate::domain::schedule::run::Step;
+use crate::domain::sets::State;
 use crate::domain::window::Window;
 use crate::http::api::jobs::describe;
+use crate::jobs::retention::Marks;
 use crate::pgbackrest::info::{self, StanzaStatus};
 use crate::postgres::state::ServerState;
 use crate::postgres::supervisor::{Archiving, Status};
@@ -59,7 +61,8 @@ pub(super) struct BackupRow {
     pub(super) took: String,
     pub(super) size: String,
     pub(super) added: String,
-    pub(super) marked: bool,
+    pub(super) mark: &'static str,
+    pub(super) why: String,
 }
 
 /// A check that does not pass.
@@ -327,7 +330,8 @@ pub(super) fn schedule_row(view: &View, now: Timestamp) -> ScheduleRow {
     }
 }
 
-pub(super) fn backup_row(backup: &info::Backup, now: Timestamp) -> BackupRow {
+pub(super) fn backup_row(backup: &info::Backup, marks: &Marks, now: Timestamp) -> BackupRow {
+    let judgement = marks.judgement(backup);
     let took = backup.started_at.zip(backup.stopped_at);
     BackupRow {
         label: backup.label.to_string(),
@@ -337,7 +341,13 @@ pub(super) fn backup_row(backup: &info::Backup, now: Timestamp) -> BackupRow {
         took: took.map(|(start, stop)| span(stop.duration_since(start))).unwrap_or_default(),
         size: backup.size_bytes.map(bytes).unwrap_or_default(),
         added: backup.repo_delta_bytes.map(bytes).unwrap_or_default(),
-        marked: backup.error == Some(true),
+        mark: match judgement.state {
+            State::Good | State::Unverified => "",
+            State::PageErrors => "page errors",
+            State::Damaged => "damaged",
+            State::Unreadable => "unreadable",
+        },
+        why: judgement.why.clone().unwrap_or_default(),
     }
 }
 

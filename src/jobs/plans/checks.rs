@@ -1,7 +1,10 @@
 //! The checks of a plan, made on the facts and on PGDATA.
 
-use std::path::{Path, PathBuf};
+mod set;
 
+use std::sync::Arc;
+
+use super::super::catalog::Unavailable;
 use super::super::context::{Context, ServerSide};
 use super::super::queue::LaneView;
 use super::{Ground, PlanRequest};
@@ -14,22 +17,23 @@ use crate::pgbackrest::info;
 use crate::postgres::pgdata::{self, Content, Survey};
 use crate::store::JobFilter;
 
-/// The names that are always restored.
-const TEMPLATES: [&str; 3] = ["postgres", "template0", "template1"];
-
 pub(super) async fn all(
     context: &Context,
     ground: &Ground,
     request: &PlanRequest,
     decision: &Decision,
+    manifest: Result<Arc<info::Backup>, Unavailable>,
     lane: Option<LaneView>,
 ) -> Vec<Check> {
+    let set = manifest.as_deref();
     let mut checks = vec![
         lane_free(lane),
         no_orphans(context, ground),
         repository(ground),
         other_system(ground),
         target(request, decision),
+        set::readable(context, ground, decision, set).await,
+        set::damaged(decision),
         wal_gap(decision, ground),
     ];
     if let Some(side) = &context.server {
@@ -37,17 +41,16 @@ pub(super) async fn all(
         let directory = side.data_dir.clone();
         let survey = tokio::task::spawn_blocking(move || pgdata::survey(&directory, uid)).await;
         let survey = survey.ok().and_then(Result::ok).unwrap_or_default();
-        let set = context.catalog.set(&side.stanza, &decision.set.label).await.ok();
         checks.extend([
             pgdata_is_ours(side, ground),
             owned_entries(&survey),
             wal_loss(context, side, ground),
             space(side, ground, decision, &survey),
-            layout(set.as_deref(), &survey),
+            set::layout(set.ok(), &survey),
             configuration_files(side),
         ]);
         if !request.databases.is_empty() {
-            checks.push(databases(request, set.as_deref()));
+            checks.push(set::databases(request, set.ok()));
         }
     }
     checks.push(version(context));
@@ -249,70 +252,6 @@ fn space(side: &ServerSide, ground: &Ground, decision: &Decision, survey: &Surve
     )
 }
 
-/// Whether what the set links to is there: pgBackRest restores through links, into directories.
-fn layout(set: Option<&info::Backup>, survey: &Survey) -> Check {
-    let id = CheckId::Layout;
-    let Some(set) = set else {
-        return Check::warn(id, "the tablespaces and links of the set could not be asked for");
-    };
-    let mut missing = Vec::new();
-    let spaces = set.tablespaces.iter().map(|space| (&space.name, &space.destination));
-    let links = set.links.iter().map(|link| (&link.name, &link.destination));
-    let mut count = 0;
-    for (name, destination) in spaces.chain(links) {
-        count += 1;
-        if !is_usable(Path::new(destination)) {
-            missing.push(format!("{name} -> {destination}"));
-        }
-    }
-    if !missing.is_empty() {
-        return Check::fail(
-            id,
-            format!(
-                "these places of the set are not directories that can be written to: {}. Make \
-                 them, owned by the user PostgreSQL runs as",
-                missing.join(", ")
-            ),
-        );
-    }
-    // A link that the set does not have becomes a plain directory in PGDATA.
-    let in_set = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let of_links = set.links.iter().any(|link| link.name.ends_with(&name));
-        of_links || set.tablespaces.iter().any(|s| s.oid.is_some_and(|o| o.to_string() == name))
-    };
-    let gone: Vec<String> = survey
-        .links
-        .iter()
-        .filter(|(path, _)| !in_set(path))
-        .map(|(path, to)| format!("{} -> {}", path.display(), to.display()))
-        .collect();
-    if gone.is_empty() {
-        let text = match count {
-            0 => "the set has no tablespaces and links".to_owned(),
-            _ => format!("tablespaces and links come back where they are ({count})"),
-        };
-        return Check::pass(id, text);
-    }
-    let text = format!(
-        "the set does not have these links: {}. What they hold stays where it is; PGDATA gets a \
-         directory of its own in their place, or nothing",
-        gone.join(", ")
-    );
-    Check::warn(id, text)
-}
-
-fn is_usable(directory: &Path) -> bool {
-    use rustix::fs::{Access, access};
-    if directory.exists() {
-        return directory.is_dir() && access(directory, Access::WRITE_OK | Access::EXEC_OK).is_ok();
-    }
-    // pgBackRest makes it.
-    directory.parent().is_some_and(|parent| {
-        parent.is_dir() && access(parent, Access::WRITE_OK | Access::EXEC_OK).is_ok()
-    })
-}
-
 fn configuration_files(side: &ServerSide) -> Check {
     let inside: Vec<&str> =
         ["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf"]
@@ -324,36 +263,6 @@ fn configuration_files(side: &ServerSide) -> Check {
     }
     let text = format!("{} come back as they were in the backup", inside.join(", "));
     Check::warn(CheckId::ConfigurationFiles, text)
-}
-
-fn databases(request: &PlanRequest, set: Option<&info::Backup>) -> Check {
-    let id = CheckId::Databases;
-    let Some(set) = set else {
-        return Check::fail(id, "the databases of the set could not be asked for");
-    };
-    let names: Vec<&str> = set.database_refs.iter().map(|db| db.name.as_str()).collect();
-    for wanted in &request.databases {
-        if TEMPLATES.contains(&wanted.as_str()) {
-            return Check::fail(id, format!("{wanted} is restored in any case; leave it out"));
-        }
-        if !names.contains(&wanted.as_str()) {
-            let text = format!("the set has no database {wanted}, but {}", names.join(", "));
-            return Check::fail(id, text);
-        }
-    }
-    let kept = |name: &&&str| {
-        TEMPLATES.contains(*name) || request.databases.iter().any(|db| db.as_str() == **name)
-    };
-    let lost: Vec<&str> = names.iter().filter(|name| !kept(name)).copied().collect();
-    if lost.is_empty() {
-        return Check::pass(id, "every database of the set is restored");
-    }
-    let text = format!(
-        "only {} come back. The others become unusable and must be dropped: {}",
-        request.databases.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-        lost.join(", ")
-    );
-    Check::warn(id, text)
 }
 
 fn version(context: &Context) -> Check {

@@ -9,11 +9,13 @@ use jiff::Timestamp;
 use super::super::archive::{Archive, databases_of};
 use super::super::catalog::{FRESH_ENOUGH, Freshness, Observation};
 use super::super::context::{Context, ServerSide};
+use super::super::sets;
 use super::PlanError;
 use crate::clock;
 use crate::domain::archive::Segments;
 use crate::domain::plan::{Catalogue, Live, Set};
 use crate::domain::restore::{Journal, Phase};
+use crate::domain::sets::{Judgement, Judgements};
 use crate::domain::timeline::{History, Timelines};
 use crate::domain::{Lsn, RepoKey, SegmentSize, StanzaName, Timeline, WalSegment};
 use crate::pgbackrest::info::{self, StanzaInfo, StanzaStatus};
@@ -29,6 +31,8 @@ const JOURNALS: u32 = 100;
 /// What was found.
 #[derive(Debug, Clone)]
 pub struct Ground {
+    /// The stanza.
+    pub stanza: StanzaName,
     /// What the decision depends on.
     pub catalogue: Catalogue,
     /// What `info` said.
@@ -129,7 +133,8 @@ async fn collect(
         .await
         .map_err(unavailable)?;
     let archive = Archive::union(archives.values(), size);
-    let sets = sets_of(&seen.stanza, of_cluster, size);
+    let judgements = sets::judge(&context.store, stanza, &seen.stanza).await?;
+    let sets = sets_of(&seen.stanza, of_cluster, size, &judgements);
 
     let recorded = context.store.timelines(stanza.clone()).await?;
     let oldest = sets.iter().map(|set| set.stopped_at).min();
@@ -182,6 +187,7 @@ async fn collect(
         }
     }
     Ok(Ground {
+        stanza: stanza.clone(),
         catalogue,
         seen,
         archives,
@@ -322,14 +328,22 @@ fn segment_size(
 }
 
 /// The sets of the cluster with this system identifier, or of the newest cluster.
-fn sets_of(stanza: &StanzaInfo, system_id: Option<&str>, size: SegmentSize) -> Vec<Set> {
+fn sets_of(
+    stanza: &StanzaInfo,
+    system_id: Option<&str>,
+    size: SegmentSize,
+    judgements: &Judgements,
+) -> Vec<Set> {
     let own: Vec<_> =
         databases_of(stanza, system_id).map(|database| (database.id, database.repo_key)).collect();
     let of_cluster = |backup: &&info::Backup| own.contains(&(backup.database_id, backup.repo_key));
     let set = |backup: &info::Backup| -> Option<Set> {
+        let repo = backup.repo_key.unwrap_or(RepoKey::FIRST);
+        let judgement = judgements.get(&(repo, backup.label.clone())).cloned();
         Some(Set {
+            judgement: judgement.unwrap_or(Judgement::UNVERIFIED),
             label: backup.label.clone(),
-            repo: backup.repo_key.unwrap_or(RepoKey::FIRST),
+            repo,
             stopped_at: backup.stopped_at?,
             lsn_stop: backup.lsn_stop?,
             archive_start: WalSegment::parse(backup.archive_start.as_deref()?, size).ok()?,

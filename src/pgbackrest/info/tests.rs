@@ -130,3 +130,34 @@ fn five_megabytes_and_circles() {
     assert_eq!(stanzas[0].needs(&a.parse().unwrap()), [b.parse().unwrap()].into());
     assert_eq!(stanzas[0].needed_by(&a.parse().unwrap()), [b.parse().unwrap()].into());
 }
+
+#[test]
+fn what_a_status_says_of_a_manifest() {
+    let load = |kind: &str, main: &str, copy: &str| {
+        format!(
+            "[{kind}] unable to load backup manifest file '/r/L/backup.manifest' or \
+             '/r/L/backup.manifest.copy':\n{main}\n{copy}"
+        )
+    };
+    let format = "FormatError: missing '=' in key/value at line 44: a";
+    // As 2.45 says it.
+    let json = "FormatError: invalid JSON value at line 53 'a\nb={\"x\": 1': expected data";
+    let permission = "FileOpenError: unable to open file '/r/L' for read: [13] Permission denied";
+    let missing = "FileMissingError: unable to open missing file '/r/L' for read";
+    let cases = [
+        (99, load("FormatError", format, format), Some(format)),
+        (99, load("FormatError", json, json), Some(json.lines().next().unwrap())),
+        (99, load("FormatError", format, missing), Some(format)),
+        (6, "requested backup not found".to_owned(), Some("the repository does not have it")),
+        (99, load("FileOpenError", permission, permission), None),
+        // Of the copy nothing is known.
+        (99, load("FormatError", format, permission), None),
+        (99, "[CryptoError] unable to load info file '/r/backup.info'".to_owned(), None),
+        (99, "[HostConnectError] unable to connect".to_owned(), None),
+        (0, "ok".to_owned(), None),
+        (1, "missing stanza path".to_owned(), None),
+    ];
+    for (code, message, expect) in cases {
+        assert_eq!(manifest_problem(code, &message).as_deref(), expect, "{message}");
+    }
+}
