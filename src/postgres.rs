@@ -17,4 +17,5 @@ pub mod stray;
 pub mod supervisor;
 pub mod tablespaces;
 pub mod tail;
+pub mod wal_links;
 pub mod waldump;

@@ -172,12 +172,12 @@ mod tests {
         }
     }
 
-    fn verified(second: i64, good: bool) -> Option<Verified> {
-        Some(Verified { at: at(second), good })
+    fn verified(second: i64, good: bool) -> Verified {
+        Verified { at: at(second), good }
     }
 
-    fn read_back(second: i64, problem: Option<&str>) -> Option<ReadBack> {
-        Some(ReadBack { at: at(second), problem: problem.map(Into::into) })
+    fn read_back(second: i64, problem: Option<&str>) -> ReadBack {
+        ReadBack { at: at(second), problem: problem.map(Into::into) }
     }
 
     #[test]
@@ -185,18 +185,36 @@ mod tests {
         type Case = (bool, Option<Verified>, Option<ReadBack>, State, Option<i64>);
         let cases: [Case; 11] = [
             (false, None, None, State::Unverified, None),
-            (false, verified(5, true), None, State::Good, Some(5)),
-            (false, verified(5, false), None, State::Damaged, Some(5)),
+            (false, Some(verified(5, true)), None, State::Good, Some(5)),
+            (false, Some(verified(5, false)), None, State::Damaged, Some(5)),
             (true, None, None, State::PageErrors, Some(1)),
             // The pages are what they are, however whole the copy is.
-            (true, verified(5, true), read_back(6, None), State::PageErrors, Some(1)),
-            (true, verified(5, false), None, State::Damaged, Some(5)),
-            (false, None, read_back(6, Some("truncated")), State::Unreadable, Some(6)),
-            (false, verified(5, true), read_back(6, Some("truncated")), State::Unreadable, Some(6)),
-            (false, verified(7, true), read_back(6, Some("truncated")), State::Good, Some(7)),
-            (false, verified(7, false), read_back(6, Some("x")), State::Unreadable, Some(6)),
+            (true, Some(verified(5, true)), Some(read_back(6, None)), State::PageErrors, Some(1)),
+            (true, Some(verified(5, false)), None, State::Damaged, Some(5)),
+            (false, None, Some(read_back(6, Some("truncated"))), State::Unreadable, Some(6)),
+            (
+                false,
+                Some(verified(5, true)),
+                Some(read_back(6, Some("truncated"))),
+                State::Unreadable,
+                Some(6),
+            ),
+            (
+                false,
+                Some(verified(7, true)),
+                Some(read_back(6, Some("truncated"))),
+                State::Good,
+                Some(7),
+            ),
+            (
+                false,
+                Some(verified(7, false)),
+                Some(read_back(6, Some("x"))),
+                State::Unreadable,
+                Some(6),
+            ),
             // That the manifest can be read says nothing of the files.
-            (false, verified(5, false), read_back(6, None), State::Damaged, Some(5)),
+            (false, Some(verified(5, false)), Some(read_back(6, None)), State::Damaged, Some(5)),
         ];
         for (page_errors, verified, read_back, state, since) in cases {
             let one = Evidence { page_errors, verified, read_back, ..set("20261120-101500F", &[]) };
@@ -217,11 +235,14 @@ mod tests {
             ];
             judge(&sets)[&(RepoKey::FIRST, diff.parse().unwrap())].state
         };
-        assert_eq!(of_diff(verified(5, false), None, None), State::Damaged);
-        assert_eq!(of_diff(verified(5, false), verified(4, true), None), State::Damaged);
-        assert_eq!(of_diff(verified(5, false), verified(6, true), None), State::Good);
-        assert_eq!(of_diff(verified(5, true), None, None), State::Unverified);
+        assert_eq!(of_diff(Some(verified(5, false)), None, None), State::Damaged);
+        assert_eq!(
+            of_diff(Some(verified(5, false)), Some(verified(4, true)), None),
+            State::Damaged
+        );
+        assert_eq!(of_diff(Some(verified(5, false)), Some(verified(6, true)), None), State::Good);
+        assert_eq!(of_diff(Some(verified(5, true)), None, None), State::Unverified);
         // A backup has a manifest of its own, with everything that a restore needs to know.
-        assert_eq!(of_diff(None, None, read_back(5, Some("truncated"))), State::Unverified);
+        assert_eq!(of_diff(None, None, Some(read_back(5, Some("truncated")))), State::Unverified);
     }
 }

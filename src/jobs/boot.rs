@@ -17,7 +17,7 @@ use crate::domain::job::{
 };
 use crate::domain::restore::{BootAction, Journal, Phase, on_boot};
 use crate::postgres::control::ControlData;
-use crate::postgres::{pgdata, stray};
+use crate::postgres::{pgdata, stray, wal_links};
 use crate::process::inspect::{self, ProcessIdentity};
 use crate::process::stop;
 use crate::store::{JobFilter, Store, StoreError};
@@ -151,6 +151,10 @@ async fn unfinished_restore(
             // Copies of what pg_wal still has; not there if it did not come to that.
             journal.kept_wal = None;
             let _ = std::fs::remove_dir_all(journals.kept_wal_dir(&journal));
+            let pg_wal = side.data_dir.join("pg_wal");
+            if let Err(error) = wal_links::remove(&pg_wal) {
+                tracing::warn!("cannot remove the links to WAL in {}: {error}", pg_wal.display());
+            }
             journal.phase = Phase::Aborted;
             journal.written_at = clock::now();
             journals.write(&journal)?;

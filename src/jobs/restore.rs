@@ -5,6 +5,7 @@
 //! says that PGDATA is a database.
 
 mod close;
+mod drain;
 mod finish;
 mod prepare;
 mod quiet;
@@ -200,7 +201,7 @@ impl Run<'_> {
 
         self.journal.stopped_at = Some(clock::now());
         self.enter(Phase::Stopping).await?;
-        self.stop_server().await?;
+        self.stop_and_keep_wal().await?;
 
         self.enter(Phase::Draining).await?;
         self.drain().await?;

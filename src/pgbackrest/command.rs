@@ -236,8 +236,13 @@ pub struct ArchivePush<'a> {
 impl ArchivePush<'_> {
     /// The command line.
     pub fn invocation(&self) -> Invocation {
-        // Synchronous, whatever is configured: the answer must mean "it is in the archive".
-        let options = vec!["--no-archive-async".to_owned()];
+        // Synchronous, and without a limit of the queue, whatever is configured: the answer must mean
+        // "it is in the archive".
+        let options = vec![
+            "--no-archive-async".to_owned(),
+            // With one it looks for the queue beside the segment, too, wherever that is.
+            "--reset-archive-push-queue-max".to_owned(),
+        ];
         let mut invocation = build("archive-push", self.stanza, Console::Detail, options);
         invocation.args.push(self.segment.to_owned());
         invocation
@@ -392,7 +397,7 @@ mod tests {
         --stanza=main --log-level-console=detail --log-level-stderr=off --log-timestamp check
         --stanza=main --log-level-console=detail --log-level-stderr=off --log-timestamp stanza-create
         --stanza=main --output=json --log-level-console=off --log-level-stderr=warn --no-log-timestamp info
-        --stanza=main --no-archive-async --log-level-console=detail --log-level-stderr=off --log-timestamp archive-push /d/pg_wal/000000010000000000000001
+        --stanza=main --no-archive-async --reset-archive-push-queue-max --log-level-console=detail --log-level-stderr=off --log-timestamp archive-push /d/pg_wal/000000010000000000000001
         --stanza=main --repo=1 --output=json --log-level-console=off --log-level-stderr=warn --no-log-timestamp repo-ls archive/main/15-1
         --stanza=main --repo=1 --log-level-console=off --log-level-stderr=warn --no-log-timestamp repo-get archive/main/15-1/00000002.history
         ");

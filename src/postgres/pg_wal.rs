@@ -15,6 +15,9 @@ pub struct PgWal {
     pub ready: Vec<PathBuf>,
     /// Segments the archiver was not told of yet: above all the one being written.
     pub without_status: Vec<PathBuf>,
+    /// Segments that PostgreSQL takes for archived. That is no proof: `archive-push-queue-max` drops
+    /// them and says that all is well.
+    pub done: Vec<PathBuf>,
 }
 
 impl PgWal {
@@ -28,24 +31,37 @@ impl PgWal {
             let has = |ending: &str| status.join(format!("{name}{ending}")).exists();
             if has(".ready") {
                 found.ready.push(path);
-            } else if !has(".done")
-                && let Ok(segment) = WalSegment::parse(name, size)
+            } else if let Ok(segment) = WalSegment::parse(name, size)
                 && begins_with_own_page(&path, segment)?
             {
-                found.without_status.push(path);
+                let is_done = has(".done");
+                if is_done { &mut found.done } else { &mut found.without_status }.push(path);
             }
         }
         // History files first ("0000000A.history" sorts before its segments), then in WAL order.
         found.ready.sort();
         found.without_status.sort();
+        found.done.sort();
         Ok(found)
     }
 
-    /// The segments among them.
+    /// The segments that PostgreSQL does not take for archived.
     pub fn segments(&self, size: SegmentSize) -> impl Iterator<Item = WalSegment> + '_ {
         let all = self.ready.iter().chain(&self.without_status);
         all.filter_map(move |path| segment_of(path, size))
     }
+}
+
+/// Marks a file, durably, as one that a server should archive, or as one that it should not, because it
+/// is archived or is no whole segment. One that has a status keeps it.
+pub fn set_status(pg_wal: &Path, name: &str, ready: bool) -> io::Result<()> {
+    let directory = pg_wal.join("archive_status");
+    fs::create_dir_all(&directory)?;
+    let [done, to_do] = ["done", "ready"].map(|end| directory.join(format!("{name}.{end}")));
+    if !done.exists() && !to_do.exists() {
+        File::create(if ready { to_do } else { done })?.sync_all()?;
+    }
+    File::open(&directory)?.sync_all()
 }
 
 /// Makes the WAL in a recovering cluster's `pg_wal` end at a position: what is written there after it
@@ -96,7 +112,7 @@ pub fn segment_of(path: &Path, size: SegmentSize) -> Option<WalSegment> {
 /// of its former life (`XLogPageHeaderData`: magic, info, timeline, then the page's own address at
 /// byte 8), which may be the same stretch of another timeline. Only the segment in which a timeline
 /// branched off begins with a copy of its parent's pages.
-fn begins_with_own_page(path: &Path, segment: WalSegment) -> io::Result<bool> {
+pub(super) fn begins_with_own_page(path: &Path, segment: WalSegment) -> io::Result<bool> {
     let mut header = [0; 16];
     let mut file = match File::open(path) {
         // A running server removes and renames under our eyes.
@@ -170,6 +186,13 @@ mod tests {
         assert_eq!(found.ready, [at("000000010000000000000004"), at("00000002.history")]);
         let unfinished = [at("000000010000000000000005"), at("000000020000000000000005")];
         assert_eq!(found.without_status, unfinished);
+        assert_eq!(found.done, [at("000000010000000000000003")]);
+        set_status(dir.path(), "000000010000000000000005", false).unwrap();
+        set_status(dir.path(), "000000010000000000000005", true).unwrap();
+        set_status(dir.path(), "000000020000000000000005", true).unwrap();
+        let found = PgWal::read(dir.path(), size).unwrap();
+        assert_eq!(found.without_status, Vec::<PathBuf>::new());
+        assert!(found.ready.contains(&at("000000020000000000000005")));
     }
 
     #[test]

@@ -240,7 +240,8 @@ fn a_damaged_page_warns_until_a_backup_finds_none() {
         let is_it = |line: &String| line.contains("page-checksums") || line.contains("warned");
         told.all().into_iter().filter(is_it).collect()
     };
-    until("both are told", PATIENCE, || (of_pages().len() == 2).then_some(()));
+    let both = crate::support::within(PATIENCE, || (of_pages().len() == 2).then_some(()));
+    assert!(both.is_some(), "not both are told, and nothing else: {:#?}", told.all());
     assert_eq!(of_pages(), [damage.as_str(), "health.changed info health:page-checksums"]);
 }
 

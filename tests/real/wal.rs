@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::support::files::walk;
 use crate::support::instance::Instance;
 use crate::support::jobs::{RESTORES, accepted, id_of};
+use crate::support::moments::checks;
 use crate::support::rows::Rows;
 use crate::support::{PATIENCE, SOON, process, until};
 
@@ -235,4 +236,75 @@ fn what_clients_commit_until_they_are_cut_off_survives() {
         }
         assert!(found.is_subset(&possible), "{:?} was never written", found.difference(&possible));
     }
+}
+
+/// How many segments `PostgreSQL` would like to see archived.
+fn unarchived(instance: &Instance) -> usize {
+    let names = fs::read_dir(instance.data_dir().join("pg_wal/archive_status")).unwrap().flatten();
+    names.filter(|entry| entry.file_name().to_string_lossy().ends_with(".ready")).count()
+}
+
+/// WAL that was dropped because the archive could not take it in time, and that PostgreSQL takes for
+/// archived. Nobody but `pg_wal` has it.
+fn dropped() -> (Instance, String, Rows) {
+    let mut instance = Instance::new();
+    // Three segments: what a backup switches at its start and end fits in when the archive works.
+    instance.set("PGBACKREST_ARCHIVE_PUSH_QUEUE_MAX", "50331648");
+    instance.start();
+    instance.wait_ready();
+    let backup = instance.wait_first_backup();
+    let mut rows = Rows::in_new_table(&instance.sql, "t");
+    rows.add(10);
+    instance.switch_wal();
+    set_writable(&instance.root.join("repo/archive"), false);
+    for _ in 0..6 {
+        rows.add(10);
+        instance.sql.run("SELECT pg_switch_wal()");
+    }
+    until("the segments are dropped", PATIENCE, || (unarchived(&instance) <= 3).then_some(()));
+    let log = fs::read_to_string(instance.root.join("state/log/postgres.log")).unwrap();
+    assert!(log.contains("dropped WAL file"), "{log}");
+    rows.add(10);
+    let label = backup["result"]["label"].as_str().unwrap().to_owned();
+    (instance, label, rows)
+}
+
+#[test]
+fn dropped_wal_is_pushed_before_it_is_lost() {
+    let (instance, set, rows) = dropped();
+    set_writable(&instance.root.join("repo/archive"), true);
+    let plan = instance.plan(&json!({ "type": "latest" }), &json!({ "set": set }));
+    assert!(!checks(&plan, "fail").contains(&"wal-gap".to_owned()), "{plan:#}");
+    instance.restore_to(&json!({ "type": "latest" }), &json!({ "set": set }));
+    rows.check_later();
+    assert_eq!(kept_wal(&instance), Vec::<PathBuf>::new());
+    // It is in the archive now: a restore that has nothing but that brings it all back.
+    instance.stop_server();
+    fs::remove_dir_all(instance.data_dir().join("pg_wal")).unwrap();
+    instance
+        .restore_to(&json!({ "type": "latest" }), &json!({ "set": set, "accept": ["wal-loss"] }));
+    rows.check_later();
+}
+
+#[test]
+fn dropped_wal_that_no_archive_takes_is_kept() {
+    let (instance, set, mut rows) = dropped();
+    let job = instance.restore_to(&json!({ "type": "latest" }), &json!({ "set": set }));
+    rows.check_later();
+    // Also what an undo needs.
+    let mut others = rows.clone();
+    others.add_from(1000, 10);
+    instance.undo(id_of(&job));
+    rows.check_later();
+    set_writable(&instance.root.join("repo/archive"), true);
+    until("the archiver works again", PATIENCE, || {
+        instance.sql.run("SELECT pg_switch_wal()");
+        let working = "SELECT last_archived_time > coalesce(last_failed_time, '-infinity') FROM \
+                       pg_stat_archiver";
+        (instance.sql.run(working) == "t" && unarchived(&instance) == 0).then_some(())
+    });
+    rows.add(10);
+    instance.good_backup("full");
+    instance.good_restore();
+    rows.check_later();
 }

@@ -198,9 +198,8 @@ fn owned_entries(survey: &Survey) -> Check {
 fn wal_loss(context: &Context, side: &ServerSide, ground: &Ground) -> Check {
     let id = CheckId::WalLoss;
     let catalogue = &ground.catalogue;
-    let pending = catalogue.current.and_then(|current| catalogue.local.of(current));
-    let count = pending
-        .map_or(0, |ranges| ranges.iter().map(|(first, last)| last - first + 1).sum::<u64>());
+    let pending = catalogue.local.each(catalogue.segment_size);
+    let count = pending.filter(|segment| !catalogue.archived.has(*segment)).count() as u64;
     let needed = count.saturating_mul(catalogue.segment_size.get());
     let place = context.journals.lock_path(&side.stanza);
     match pgdata::free_bytes(&place) {

@@ -180,7 +180,10 @@ async fn collect(
             control.as_ref().filter(|control| !recovers && control.facts().out_of_recovery);
         let of_control = of_control.map(|control| control.timeline);
         let pg_wal = pg_wal.unwrap_or_default();
-        catalogue.local = pg_wal.segments(size).collect();
+        // What PostgreSQL takes for archived may have been dropped (`archive-push-queue-max`).
+        let done = pg_wal.done.iter().filter_map(|path| segment_of(path, size));
+        let dropped = done.filter(|segment| !catalogue.archived.has(*segment));
+        catalogue.local = pg_wal.segments(size).chain(dropped).collect();
         match &half_done {
             Some(journal) => add_half_done(journal, &mut catalogue),
             None => add_server(context, side, of_control, position, &mut catalogue).await,

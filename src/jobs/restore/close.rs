@@ -8,6 +8,7 @@ use crate::domain::job::{BackupSpec, JobError, JobResult, JobSpec, Outcome, Rest
 use crate::domain::restore::{Journal, Phase};
 use crate::postgres::pgdata::{self, Content};
 use crate::postgres::supervisor::{Actor, Order, Status};
+use crate::postgres::wal_links;
 
 /// The code of what is said of databases that cannot be used.
 pub(super) const DESTROYED: &str = "database-destroyed";
@@ -60,6 +61,10 @@ impl Run<'_> {
     /// Nothing was changed: the server goes on.
     async fn go_on_as_before(&mut self) {
         self.forget_kept_wal();
+        let pg_wal = self.side.data_dir.join("pg_wal");
+        if let Err(error) = wal_links::remove(&pg_wal) {
+            tracing::warn!("cannot remove the links to WAL in {}: {error}", pg_wal.display());
+        }
         match self.journal.phase.transition(Phase::Aborted) {
             Ok(aborted) => self.journal.phase = aborted,
             Err(refused) => tracing::error!("a bug in a restore's end: {refused}"),

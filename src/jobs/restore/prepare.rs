@@ -131,7 +131,8 @@ async fn bring_kept_wal(
 ) -> Result<(), JobError> {
     let kept = context.store.kept_journal(undoes).await;
     let kept = kept.map_err(|error| problem("internal", crate::telemetry::chain(&error), &[]))?;
-    let Some(kept) = kept.and_then(|undone| undone.kept_wal) else { return Ok(()) };
+    let Some(undone) = kept else { return Ok(()) };
+    let Some(kept) = undone.kept_wal else { return Ok(()) };
     if !kept.exists() {
         if journal.accept.contains(&CheckId::WalLoss) {
             return Ok(());
@@ -150,6 +151,7 @@ async fn bring_kept_wal(
         problem("storage-write", message, &["Free space in the state directory."])
     })?;
     journal.kept_wal = Some(own);
+    journal.unarchived = undone.unarchived;
     Ok(())
 }
 

@@ -2,14 +2,18 @@
 //! about the data; what does not work is said.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::super::catalog::Freshness;
 use super::super::heartbeat;
+use super::super::plans::add_histories;
 use super::Run;
+use super::wal::name_of;
 use crate::clock;
+use crate::domain::timeline::Timelines;
 use crate::pgbackrest::log::Level;
 use crate::postgres::client::Connection;
+use crate::postgres::pg_wal::segment_of;
 
 /// For how many restores of the past kept WAL stays for an undo.
 const KEPT_FOR: u32 = 5;
@@ -60,6 +64,7 @@ impl Run<'_> {
     /// timeline is whole; what only an undo needs stays.
     async fn archive_kept_wal(&mut self) {
         let Some(kept) = self.journal.kept_wal.clone() else { return };
+        self.note_whole_segments(&kept);
         let mut left = Vec::new();
         for name in std::mem::take(&mut self.journal.unarchived) {
             let file = kept.join(&name);
@@ -74,9 +79,18 @@ impl Run<'_> {
             }
         }
         self.journal.unarchived = left;
-        let empty = fs::read_dir(&kept).is_ok_and(|mut entries| entries.next().is_none());
-        let only_the_end_of_a_shutdown =
-            self.journal.unarchived.is_empty() && self.journal.shut_down;
+        let size = self.segment_size();
+        let others = |path: PathBuf| {
+            segment_of(&path, size).map(|segment| segment.timeline())
+                != self.journal.timeline_before
+        };
+        let files: Vec<PathBuf> = fs::read_dir(&kept)
+            .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+            .unwrap_or_default();
+        let empty = files.is_empty();
+        let only_the_end_of_a_shutdown = self.journal.unarchived.is_empty()
+            && self.journal.shut_down
+            && !files.into_iter().any(others);
         // Also what was replayed to its end stays: on the old timeline nobody else has it.
         if empty || only_the_end_of_a_shutdown {
             return self.forget_kept_wal();
@@ -86,6 +100,27 @@ impl Run<'_> {
             kept.display()
         );
         self.recorder.say(Level::Warn, text).await;
+    }
+
+    /// The new timeline begins after these: they are whole, and its own restores need them.
+    fn note_whole_segments(&mut self, kept: &Path) {
+        let Some(tip) = self.result.timeline else { return };
+        let mut timelines = Timelines::default();
+        let pg_wal = self.side.data_dir.join("pg_wal");
+        add_histories(&[&pg_wal, &self.histories_dir()], &mut timelines);
+        let (branch, size) = (timelines.branch(tip), self.segment_size());
+        let entries = fs::read_dir(kept).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()) {
+            if let Some(segment) = segment_of(&path, size)
+                && segment.timeline() != tip
+                && branch.holds(segment.timeline(), segment.end())
+                && let Some(name) = name_of(&path)
+                && !self.journal.unarchived.contains(&name)
+            {
+                self.journal.unarchived.push(name);
+            }
+        }
+        self.journal.unarchived.sort();
     }
 
     async fn remove_old_asides_of_all(&mut self) {

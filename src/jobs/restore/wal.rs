@@ -15,18 +15,14 @@ use tokio::time::sleep;
 
 use super::super::heartbeat;
 use super::super::journal::sync_directory;
-use super::super::worker::problem;
-use super::{Run, Stop, prepare};
-use crate::domain::plan::check::CheckId;
+use super::Run;
 use crate::domain::restore::UndoPoint;
 use crate::domain::timeline::Timelines;
 use crate::domain::{SegmentSize, Timeline, WalSegment};
-use crate::pgbackrest::command::ArchivePush;
 use crate::pgbackrest::listing;
 use crate::pgbackrest::log::Level;
 use crate::postgres::control::ControlData;
-use crate::postgres::pg_wal::{PgWal, history_name, segment_of};
-use crate::postgres::pgdata;
+use crate::postgres::pg_wal::{self, history_name, segment_of};
 use crate::postgres::state::ServerState;
 
 /// How long the last commit may take to reach the archive while the server still runs. Draining
@@ -85,138 +81,9 @@ impl Run<'_> {
 
     /// Whether PGDATA is of another cluster than the backups are. It is replaced, as accepted; nothing
     /// that it says is about the one that is restored.
-    fn is_of_another(&self, control: Option<&ControlData>) -> bool {
+    pub(super) fn is_of_another(&self, control: Option<&ControlData>) -> bool {
         let ours = self.journal.system_id.as_ref();
         control.zip(ours).is_some_and(|(control, ours)| control.system_id != *ours)
-    }
-
-    /// Saves what only `pg_wal` has. The server is down.
-    pub(super) async fn drain(&mut self) -> Result<(), Stop> {
-        // Once more, now that nobody changes it any more.
-        prepare::refuse_foreign_entries(self.side.data_dir.clone()).await.map_err(Stop::Aborted)?;
-        let control = self.control().await;
-        if self.is_of_another(control.as_ref()) {
-            let text =
-                "PGDATA is of another cluster and is replaced, as accepted: its WAL is not kept";
-            self.recorder.say(Level::Warn, text).await;
-            return Ok(());
-        }
-        self.note_tablespaces()?;
-        self.journal.control_file = pgdata::control_file(&self.side.data_dir);
-        // What PGDATA says of itself while it recovers is the backup's, not the cluster's.
-        let recovers = pgdata::recovers(&self.side.data_dir);
-        let control = control.filter(|control| {
-            self.journal.inherited_from.is_none() && !recovers && control.facts().out_of_recovery
-        });
-        if let Some(control) = &control {
-            self.journal.timeline_before = Some(control.timeline);
-            self.journal.shut_down = control.state == "shut down";
-            self.journal.complete_until = pgdata::last_written(&self.side.data_dir);
-            self.journal.segment_bytes = Some(control.segment_size.get());
-            self.journal.setting_floors.clone_from(&control.setting_floors);
-        }
-        let size = self.segment_size();
-        let wal = PgWal::read(&self.side.data_dir.join("pg_wal"), size);
-        let wal = match wal {
-            Ok(wal) => wal,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.recorder.say(Level::Warn, "there is no pg_wal: nothing can be saved").await;
-                PgWal::default()
-            }
-            Err(error) => return Err(unsaved(format!("cannot read pg_wal: {error}"))),
-        };
-        self.keep_histories()
-            .map_err(|error| unsaved(format!("cannot keep the timelines' histories: {error}")))?;
-        let mut pushed = Vec::new();
-        let mut unpushed = Vec::new();
-        for path in &wal.ready {
-            if unpushed.is_empty() && self.push(path).await {
-                pushed.push(path);
-            } else {
-                // Later ones would only fail the same way.
-                unpushed.push(path.clone());
-            }
-        }
-        // Of another timeline than the server's the plan has told the end.
-        if self.journal.timeline == self.journal.timeline_before
-            || self.journal.timeline_before.is_none()
-        {
-            let end =
-                prepare::archive_end(self.context, control.as_ref(), &self.journal, size).await;
-            let pushed_end = pushed.iter().filter_map(|path| segment_of(path, size));
-            let end = end.into_iter().chain(pushed_end).max_by_key(WalSegment::number);
-            let first_unpushed = unpushed.iter().filter_map(|path| segment_of(path, size)).min();
-            let end = match first_unpushed {
-                // What could not be pushed is certainly not in the archive.
-                Some(first) => {
-                    end.into_iter().chain(first.previous()).min_by_key(WalSegment::number)
-                }
-                None => end,
-            };
-            self.journal.archived_until = end.map(|segment| segment.to_string());
-        }
-        self.journal.unarchived = unpushed.iter().filter_map(|path| name_of(path)).collect();
-        let mut keep = wal.without_status;
-        keep.extend(unpushed);
-        if !keep.is_empty() {
-            match self.keep(&keep) {
-                Ok(()) => {
-                    let count = keep.len();
-                    let text = format!("kept {count} files of WAL that the archive does not have");
-                    self.recorder.say(Level::Info, text).await;
-                }
-                Err(error) if self.journal.accept.contains(&CheckId::WalLoss) => {
-                    let text =
-                        format!("WAL that is not in the archive is lost, as accepted: {error}");
-                    self.recorder.say(Level::Warn, text).await;
-                }
-                Err(error) => {
-                    let text = format!("cannot keep WAL that is not in the archive: {error}");
-                    return Err(unsaved(text));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Pushes one file to the archive.
-    pub(super) async fn push(&mut self, segment: &Path) -> bool {
-        let shown = segment.display().to_string();
-        let invocation = ArchivePush { stanza: &self.journal.stanza, segment: &shown }.invocation();
-        let env = self.context.server_env(&self.journal.stanza);
-        let said = match self.context.tool.capture(&invocation, &env).await {
-            Ok(captured) if captured.end.is_success() => {
-                let name = segment.file_name().unwrap_or_default().display();
-                self.recorder.say(Level::Info, format!("archived {name}")).await;
-                return true;
-            }
-            Ok(captured) => {
-                let said = String::from_utf8_lossy(&captured.stdout).trim().to_owned();
-                format!("{}: {said} {}", captured.end, captured.stderr)
-            }
-            Err(error) => crate::telemetry::chain(&error),
-        };
-        self.recorder.say(Level::Warn, format!("cannot archive {shown}: {said}")).await;
-        false
-    }
-
-    /// Keeps segments in the state directory, durably.
-    fn keep(&mut self, segments: &[PathBuf]) -> io::Result<()> {
-        let directory = match &self.journal.kept_wal {
-            Some(directory) => directory.clone(),
-            None => self.context.journals.kept_wal_dir(&self.journal),
-        };
-        match fs::DirBuilder::new().mode(0o700).create(&directory) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        for segment in segments {
-            let Some(name) = segment.file_name() else { continue };
-            copy_durably(segment, &directory.join(name))?;
-        }
-        sync_directory(&directory)?;
-        self.journal.kept_wal = Some(directory);
-        Ok(())
     }
 
     pub(super) fn histories_dir(&self) -> PathBuf {
@@ -246,18 +113,30 @@ impl Run<'_> {
         if self.journal.accepted_end.is_some() {
             return Ok(());
         }
-        let pg_wal = self.side.data_dir.join("pg_wal");
+        let (pg_wal, size) = (self.side.data_dir.join("pg_wal"), self.segment_size());
         let place = || -> io::Result<()> {
-            for entry in fs::read_dir(kept)? {
-                let entry = entry?;
+            let entries = fs::read_dir(kept)?.collect::<io::Result<Vec<_>>>()?;
+            let segments: Vec<WalSegment> =
+                entries.iter().filter_map(|entry| segment_of(&entry.path(), size)).collect();
+            for entry in entries {
                 let name = entry.file_name().display().to_string();
                 if self.journal.left_in.contains_key(&name) {
                     continue;
                 }
                 let to = pg_wal.join(entry.file_name());
-                let size = entry.metadata()?.len();
+                if let Some(segment) = segment_of(&to, size) {
+                    // After a whole one others were written. The new server archives it; it would take an
+                    // unfinished one for whole.
+                    let later = |other: &WalSegment| {
+                        other.timeline() == segment.timeline() && other.number() > segment.number()
+                    };
+                    let is_whole =
+                        self.journal.unarchived.contains(&name) || segments.iter().any(later);
+                    pg_wal::set_status(&pg_wal, &name, is_whole)?;
+                }
+                let length = entry.metadata()?.len();
                 // A copy, never a link: the server will write to its own.
-                if !fs::metadata(&to).is_ok_and(|there| there.len() == size) {
+                if !fs::metadata(&to).is_ok_and(|there| there.len() == length) {
                     copy_durably(&entry.path(), &to)?;
                 }
             }
@@ -299,7 +178,7 @@ impl Run<'_> {
 }
 
 /// Copies a file so that it is there whole or not at all, also after a power failure.
-fn copy_durably(from: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn copy_durably(from: &Path, to: &Path) -> io::Result<()> {
     let mut temporary = to.as_os_str().to_owned();
     temporary.push(".headrest-tmp");
     let temporary = PathBuf::from(temporary);
@@ -362,17 +241,8 @@ pub(super) fn note_histories(timelines: &Timelines, directory: &Path) -> io::Res
     sync_directory(directory)
 }
 
-fn name_of(path: &Path) -> Option<String> {
+pub(super) fn name_of(path: &Path) -> Option<String> {
     path.file_name()?.to_str().map(str::to_owned)
-}
-
-fn unsaved(message: String) -> Stop {
-    Stop::Aborted(problem(
-        "wal-not-saved",
-        message,
-        &["Going on would lose commits. Free space in the state directory, or make archiving \
-             work, then restore again."],
-    ))
 }
 
 #[cfg(test)]
