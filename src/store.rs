@@ -39,6 +39,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("store/migrations/0006_conditions.sql"),
     include_str!("store/migrations/0007_tries.sql"),
     include_str!("store/migrations/0008_read_backs.sql"),
+    include_str!("store/migrations/0009_released_restores.sql"),
 ];
 /// Read connections kept for reuse.
 const IDLE_READERS: usize = 4;

@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use jiff::SignedDuration;
-
 use super::reader::Reader;
-use super::sections::duration;
+use super::sections::{duration, span};
 use crate::domain::health::Thresholds;
 
 /// How health is judged.
@@ -52,10 +50,6 @@ pub(super) fn health(reader: &mut Reader<'_>) -> HealthConfig {
         ),
     };
     HealthConfig { interval, thresholds }
-}
-
-fn span(reader: &mut Reader<'_>, key: &str, default: &str) -> SignedDuration {
-    SignedDuration::try_from(duration(reader, key, default)).unwrap_or(SignedDuration::MAX)
 }
 
 fn percent(reader: &mut Reader<'_>, key: &str, default: u16) -> u8 {

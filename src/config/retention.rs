@@ -1,8 +1,10 @@
 //! `[retention]`: which backups stay, on top of pgBackRest's own counts.
 
+use jiff::SignedDuration;
 use jiff::tz::TimeZone;
 
 use super::reader::Reader;
+use super::sections::span;
 use crate::domain::retention::{MOST, Policy};
 
 /// What is configured of retention.
@@ -14,11 +16,18 @@ pub struct RetentionConfig {
     pub policy: Policy,
     /// Where days begin.
     pub timezone: TimeZone,
+    /// How long everything stays that existed when a restore began; zero: not at all.
+    pub after_restore: SignedDuration,
 }
 
 impl Default for RetentionConfig {
     fn default() -> Self {
-        Self { pins: true, policy: Policy::default(), timezone: TimeZone::UTC }
+        Self {
+            pins: true,
+            policy: Policy::default(),
+            timezone: TimeZone::UTC,
+            after_restore: SignedDuration::from_hours(14 * 24),
+        }
     }
 }
 
@@ -44,5 +53,6 @@ pub(super) fn retention(reader: &mut Reader<'_>) -> RetentionConfig {
         reader.error("retention.timezone", &what);
         TimeZone::UTC
     });
-    RetentionConfig { pins, policy, timezone }
+    let after_restore = span(reader, "retention.after_restore", "14d");
+    RetentionConfig { pins, policy, timezone, after_restore }
 }

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use jiff::SignedDuration;
-
 use super::StanzaConfig;
 use super::reader::Reader;
-use super::sections::{Switch, duration};
+use super::sections::{Switch, span};
 use crate::domain::schedule::{Cron, Schedule, ScheduleKind, ScheduleName};
 use crate::domain::{RepoKey, StanzaName};
 
@@ -89,8 +87,4 @@ where
         return None;
     };
     text.parse().map_err(|error: T::Err| reader.error(key, &error.to_string())).ok()
-}
-
-fn span(reader: &mut Reader<'_>, key: &str, default: &str) -> SignedDuration {
-    SignedDuration::try_from(duration(reader, key, default)).unwrap_or(SignedDuration::MAX)
 }

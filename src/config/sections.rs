@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use secrecy::SecretString;
 
 use super::reader::Reader;
@@ -247,6 +248,11 @@ pub(super) fn duration(reader: &mut Reader<'_>, key: &str, default: &str) -> Dur
         reader.error(key, &format!("{text:?} is not a length of time such as \"120s\" or \"5m\""));
         Duration::ZERO
     })
+}
+
+/// The same as a span of time.
+pub(super) fn span(reader: &mut Reader<'_>, key: &str, default: &str) -> SignedDuration {
+    SignedDuration::try_from(duration(reader, key, default)).unwrap_or(SignedDuration::MAX)
 }
 
 /// The path with links followed as far as it exists and dots taken out of the rest.

@@ -11,6 +11,7 @@
 //!   which it ended.
 //! - pgBackRest's own counts (`repoN-retention-full`, `-full-type`, `-diff`), where they are set.
 //! - pins, and backups that a restore works with.
+//! - restores of the last days: each keeps what existed when it began ([`Hold`]).
 //! - always: the newest backup and the newest full.
 //!
 //! Each rule is asked twice: of all backups, and of those that are not known to be damaged. What
@@ -34,6 +35,7 @@
 //! Pure: backups, rules and the time are arguments.
 
 mod counts;
+mod hold;
 mod removal;
 mod wal;
 
@@ -47,8 +49,9 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::words::words;
-use super::{BackupLabel, BackupType, RepoKey};
+use super::{BackupLabel, BackupType, JobId, RepoKey};
 
+pub use hold::Hold;
 pub use removal::{Refused, Removal, removal};
 pub use wal::{ArchiveType, WalLimit};
 
@@ -155,6 +158,8 @@ pub struct Rules {
     pub pins: BTreeSet<BackupLabel>,
     /// Backups that something works with, and what.
     pub in_use: BTreeMap<BackupLabel, String>,
+    /// Restores for whose undo backups stay.
+    pub holds: Vec<Hold>,
 }
 
 /// Why a backup stays.
@@ -174,6 +179,8 @@ pub enum Reason {
     Pinned,
     /// Something works with it.
     InUse(String),
+    /// It existed when a restore began, and stays until this moment, or until the restore is over.
+    AfterRestore(JobId, Option<Timestamp>),
     /// Another that stays needs it: the newest of these, and how many more.
     NeededBy(BackupLabel, usize),
     /// It is not known when it ended, so no period can be told.
@@ -192,6 +199,13 @@ impl fmt::Display for Reason {
             Self::Counts => f.write_str("pgBackRest's own retention"),
             Self::Pinned => f.write_str("pinned"),
             Self::InUse(by) => write!(f, "in use by {by}"),
+            Self::AfterRestore(restore, Some(until)) => {
+                let until = until.strftime("%Y-%m-%d %H:%M UTC");
+                write!(f, "for the undo of restore {restore} until {until}")
+            }
+            Self::AfterRestore(restore, None) => {
+                write!(f, "until restore {restore} is over")
+            }
             Self::NeededBy(label, 0) => write!(f, "needed by {label}"),
             Self::NeededBy(label, more) => write!(f, "needed by {label} and {more} more"),
             Self::NoTime => f.write_str("it is not known when it ended"),
@@ -211,6 +225,7 @@ impl Reason {
             | Self::Period(..)
             | Self::Counts
             | Self::InUse(_)
+            | Self::AfterRestore(..)
             | Self::NoTime
             | Self::NoLimit => true,
             Self::Pinned | Self::NeededBy(..) => false,
@@ -298,6 +313,29 @@ pub fn plan(backups: &[Held], rules: &Rules, now: Timestamp) -> Vec<RepoPlan> {
         .collect()
 }
 
+/// The backups that a full in `repo` would let go if it ended now.
+pub fn after_full(
+    backups: &[Held],
+    rules: &Rules,
+    repo: RepoKey,
+    now: Timestamp,
+) -> Vec<(RepoKey, BackupLabel)> {
+    let label = now.strftime("%Y%m%d-%H%M%SF").to_string().parse::<BackupLabel>();
+    let full = label.map(|label| Held {
+        label,
+        repo,
+        stopped_at: Some(now),
+        needs: Vec::new(),
+        own_bytes: None,
+        bad: false,
+    });
+    let all: Vec<Held> = backups.iter().cloned().chain(full).collect();
+    let plans = plan(&all, rules, now);
+    let of_plan =
+        |plan: &RepoPlan| plan.doomed().map(|label| (plan.repo, label.clone())).collect::<Vec<_>>();
+    plans.iter().flat_map(of_plan).collect()
+}
+
 /// In order of age. (Labels are in the zone of whoever ran pgbackrest; times are not.)
 fn age(backup: &Held) -> (Option<Timestamp>, &BackupLabel) {
     (backup.stopped_at, &backup.label)
@@ -348,6 +386,9 @@ fn plan_repo(repo: RepoKey, own: &[&Held], rules: &Rules, now: Timestamp) -> Rep
         }
         if let Some(by) = rules.in_use.get(&backup.label) {
             keep(at, Reason::InUse(by.clone()));
+        }
+        if let Some(hold) = hold::longest(&rules.holds, backup) {
+            keep(at, Reason::AfterRestore(hold.restore, hold.until));
         }
         if backup.stopped_at.is_none() {
             keep(at, Reason::NoTime);

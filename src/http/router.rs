@@ -40,6 +40,7 @@ pub(super) fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(restores::create))
         .routes(routes!(restores::list))
         .routes(routes!(restores::show))
+        .routes(routes!(restores::release))
         .routes(routes!(decisions::promote))
         .routes(routes!(decisions::retarget))
         .routes(routes!(decisions::abandon))

@@ -279,7 +279,9 @@ fn from_error(error: &RetentionError) -> JobError {
         RetentionError::Store(_) => "internal",
         RetentionError::Refused(Refused::Unknown(_)) => "backup-not-found",
         RetentionError::Refused(Refused::Pinned(_)) => "backup-pinned",
-        RetentionError::Refused(Refused::InUse(..) | Refused::LastFull(..)) => "backup-in-use",
+        RetentionError::Refused(
+            Refused::InUse(..) | Refused::AfterRestore(..) | Refused::LastFull(..),
+        ) => "backup-in-use",
         RetentionError::Journal(_) | RetentionError::PinsOff | RetentionError::Removing(_) => {
             "refused"
         }

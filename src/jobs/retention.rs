@@ -5,6 +5,7 @@
 //! annotation, because the store can be lost: a backup with that annotation is pinned unless it was
 //! unpinned here.
 
+mod holds;
 mod warnings;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +23,8 @@ use crate::clock;
 use crate::config::RetentionConfig;
 use crate::domain::job::{AnnotateSpec, JobError, JobSpec};
 use crate::domain::retention::{
-    self, ArchiveType, Counts, FullRetention, Held, Refused, Removal, RepoPlan, Rules, WalLimit,
+    self, ArchiveType, Counts, FullRetention, Held, Hold, Refused, Removal, RepoPlan, Rules,
+    WalLimit,
 };
 use crate::domain::sets::{Judgement, Judgements, Verified};
 use crate::domain::{Annotations, BackupLabel, RepoKey, StanzaName};
@@ -167,6 +169,7 @@ pub(super) async fn gather(
         counts,
         pins: pins(context, stanza, &seen.stanza).await?,
         in_use: in_use(context, stanza).await?,
+        holds: holds::holds(context, stanza).await?,
     };
     let backups =
         held(&seen.stanza, &super::sets::judge(&context.store, stanza, &seen.stanza).await?);
@@ -245,11 +248,23 @@ impl Ground {
         retention::plan(&self.backups, &self.rules, clock::now())
     }
 
+    /// The backups that a full would let go if it ended now, in the repository that backups go to.
+    /// `hold` is what a restore before it would keep.
+    pub fn after_full(&self, hold: Option<Hold>) -> Vec<(RepoKey, BackupLabel)> {
+        let Some(repo) = self.seen.stanza.repos.iter().map(|repo| repo.key).min() else {
+            return Vec::new();
+        };
+        let mut rules = self.rules.clone();
+        rules.holds.extend(hold);
+        retention::after_full(&self.backups, &rules, repo, clock::now())
+    }
+
     /// Whether pgBackRest's own expire does exactly what the rules say.
     pub(super) fn is_pgbackrests_own(&self) -> bool {
         !self.rules.policy.is_set()
             && self.rules.pins.is_empty()
             && self.rules.in_use.is_empty()
+            && self.rules.holds.is_empty()
             && !self.for_backup_only
             && !self.backups.iter().any(|backup| backup.bad)
     }

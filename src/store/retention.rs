@@ -1,6 +1,6 @@
 //! Pins, and when each backup was verified or read back, and what was found.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use rusqlite::{Row, params};
@@ -8,7 +8,7 @@ use rusqlite::{Row, params};
 use super::rows::{column, during, parsed, time};
 use super::{Store, StoreError};
 use crate::domain::sets::{ReadBack, Verified};
-use crate::domain::{BackupLabel, RepoKey, StanzaName};
+use crate::domain::{BackupLabel, JobId, RepoKey, StanzaName};
 
 /// What is known of backups, each by its repository and label.
 type OfBackups<T> = BTreeMap<(RepoKey, BackupLabel), T>;
@@ -57,6 +57,47 @@ impl Store {
             let mut found = BTreeMap::new();
             while let Some(row) = rows.next().map_err(&failed)? {
                 found.insert(parsed(row, "label")?, column(row, "pinned")?);
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Remembers that nothing is kept for the undo of a restore any more.
+    pub async fn release_restore(
+        &self,
+        stanza: StanzaName,
+        restore: JobId,
+        by: String,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            connection
+                .execute(
+                    "INSERT OR IGNORE INTO released_restores (id, stanza, at, by_whom) VALUES (?1, \
+                     ?2, ?3, ?4)",
+                    params![restore.to_string(), stanza.as_str(), at.as_microsecond(), by],
+                )
+                .map(drop)
+                .map_err(during("remember the release of a restore"))
+        })
+        .await
+    }
+
+    /// The restores for whose undo nothing is kept any more.
+    pub async fn released_restores(
+        &self,
+        stanza: StanzaName,
+    ) -> Result<BTreeSet<JobId>, StoreError> {
+        self.read(move |connection| {
+            let failed = during("read released restores");
+            let mut statement = connection
+                .prepare_cached("SELECT id FROM released_restores WHERE stanza = ?1")
+                .map_err(&failed)?;
+            let mut rows = statement.query([stanza.as_str()]).map_err(&failed)?;
+            let mut found = BTreeSet::new();
+            while let Some(row) = rows.next().map_err(&failed)? {
+                found.insert(parsed(row, "id")?);
             }
             Ok(found)
         })

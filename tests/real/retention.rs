@@ -2,13 +2,17 @@
 
 use std::fs;
 
+use jiff::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::archive::{Damage, Damaged};
 use crate::support::client::{Reply, send};
 use crate::support::instance::Instance;
-use crate::support::jobs::{BACKUPS, id_of};
+use crate::support::jobs::{BACKUPS, RESTORES, id_of, is_final, time};
+use crate::support::moments::at;
+use crate::support::rows::Rows;
+use crate::support::{PATIENCE, until};
 
 const EXPIRE: &str = "/api/v1/stanzas/main/expire";
 const PREVIEW: &str = "/api/v1/stanzas/main/retention";
@@ -115,6 +119,12 @@ fn a_full_goes_with_everything_that_builds_upon_it() {
     assert!(refused.json()["detail"].as_str().unwrap().contains(&restore), "{}", refused.body);
     let restored = instance.wait_job(&restore);
     assert_eq!(restored["state"], "succeeded", "{restored:#}");
+
+    // Also for its undo, until it is released.
+    let refused = delete(&instance, &incr, "").json();
+    assert_eq!(refused["code"], "backup-in-use", "{refused:#}");
+    assert!(refused["detail"].as_str().unwrap().contains(&restore), "{refused:#}");
+    instance.steer(&restore, "release", &json!({})).expect(200);
 
     // The incr alone first, then the rest.
     let job = delete(&instance, &incr, "").expect(200).json();
@@ -295,4 +305,94 @@ fn annotations_are_added_replaced_and_removed() {
     }
     let other = patch(&instance, "20200101-000000F", &json!({ "pinned": true }));
     assert_eq!(other.problem(404), "no-such-backup");
+}
+
+/// Restores with every default, and answers the job with the label of the full that follows it.
+fn restore_and_back_up(instance: &Instance, moment: Timestamp) -> (Value, String) {
+    let request = json!({ "target": at(moment), "confirm": "main" });
+    let restore = instance.http.post_and_wait(RESTORES, &request, 120).expect(200).json();
+    assert_eq!(restore["state"], "succeeded", "{restore:#}");
+    let begun = time(&restore["created_at"]);
+    let full = until("the full after the restore and what follows it have ended", PATIENCE, || {
+        let jobs = instance.jobs();
+        let over = jobs.iter().all(is_final);
+        let later = |job: &&Value| job["kind"] == "backup" && time(&job["created_at"]) > begun;
+        jobs.iter().find(later).filter(|_| over).cloned()
+    });
+    assert_eq!(full["state"], "succeeded", "{full:#}");
+    (restore, label_of(&full))
+}
+
+#[test]
+fn two_restores_in_a_row_leave_everything_before_the_first_restorable() {
+    let instance = Instance::with_full_backup();
+    instance.wait_restorable(&instance.wait_first_backup());
+    let first = labels(&instance)[0].clone();
+    let mut rows = Rows::in_new_table(&instance.sql, "t");
+    rows.add(10);
+    let early = instance.sql.now();
+    rows.add(10);
+    let (late, at_late) = (instance.sql.now(), rows.clone());
+    rows.add(10);
+
+    // Each queues a full, and two fulls are kept by default.
+    let (one, second) = restore_and_back_up(&instance, early);
+    let (two, third) = restore_and_back_up(&instance, early);
+    assert_eq!(labels(&instance), [&first, &second, &third].map(String::clone));
+    let preview = instance.http.get(PREVIEW).expect(200).json();
+    let reason = preview["repos"][0]["backups"][2]["reasons"].to_string();
+    assert!(reason.contains(&format!("for the undo of restore {} until", id_of(&two))), "{reason}");
+    assert_eq!(delete(&instance, &first, "").problem(409), "backup-in-use");
+    let plan = instance.plan(&at(early), &json!({}));
+    assert_eq!(plan["full_afterwards"]["removes"], json!([]), "{plan:#}");
+    assert!(plan["full_afterwards"]["kept_until"].is_string(), "{plan:#}");
+
+    // What was there before the first one can still be reached, and its undo brings back everything.
+    instance.restore_to(&at(late), &json!({}));
+    at_late.check();
+    instance.undo(id_of(&one));
+    rows.check_later();
+
+    // Once all are released two are kept, as it is configured.
+    for restore in instance.jobs().iter().filter(|job| job["kind"] == "restore") {
+        let id = id_of(restore);
+        let can_be_released = |view: &Value| {
+            let actions = view["actions"].as_array().unwrap();
+            assert_eq!(actions.contains(&json!("release")), view["kept_until"].is_string());
+            view["kept_until"].is_string()
+        };
+        assert!(can_be_released(&instance.restore_view(id)));
+        for _ in 0..2 {
+            let view = instance.steer(id, "release", &json!({})).expect(200).json();
+            assert!(!can_be_released(&view), "{view:#}");
+        }
+    }
+    let preview = instance.http.get(PREVIEW).expect(200).json();
+    assert_eq!(preview["repos"][0]["calls"][0]["removes"], json!([first]), "{preview:#}");
+    let page = instance.http.get("/").expect(200).body;
+    assert!(
+        page.contains(&format!("After a full, retention removes {first}, {second}.")),
+        "{page}"
+    );
+    let job = instance.http.post_and_wait(EXPIRE, &json!({}), 60).expect(200).json();
+    assert_eq!(removed(&job), [first]);
+}
+
+#[test]
+fn nothing_is_kept_for_an_undo_that_nobody_wants() {
+    let mut instance = Instance::new();
+    instance.set("HEADREST_RETENTION__AFTER_RESTORE", "0s");
+    instance.start();
+    instance.wait_ready();
+    instance.wait_restorable(&instance.wait_first_backup());
+    let first = labels(&instance)[0].clone();
+    let second = label_of(&instance.good_backup("full"));
+    let moment = instance.sql.now();
+    instance.sql.run("SELECT pg_current_xact_id()");
+    let plan = instance.plan(&at(moment), &json!({}));
+    let removes = json!([{ "label": first, "repo": 1 }]);
+    assert_eq!(plan["full_afterwards"]["removes"], removes, "{plan:#}");
+    assert_eq!(plan["full_afterwards"]["kept_until"], Value::Null, "{plan:#}");
+    let (_, third) = restore_and_back_up(&instance, moment);
+    assert_eq!(labels(&instance), [second, third]);
 }

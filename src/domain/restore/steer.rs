@@ -77,6 +77,8 @@ words! {
         Abandon = "abandon",
         /// Restore what was there before this restore, after its end.
         Undo = "undo",
+        /// Keep nothing any more for its undo.
+        Release = "release",
     }
 }
 

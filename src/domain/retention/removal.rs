@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Held, Rules, is_full};
+use super::hold::longest;
+use super::{Held, Reason, Rules, is_full};
 use crate::domain::{BackupLabel, RepoKey};
 
 /// One call of `expire --set`.
@@ -26,6 +27,9 @@ pub enum Refused {
     /// It, or one that builds upon it, is being worked with.
     #[error("backup {0} is in use by {1}")]
     InUse(BackupLabel, String),
+    /// It, or one that builds upon it, stays for the undo of a restore.
+    #[error("backup {0} stays {1}")]
+    AfterRestore(BackupLabel, Reason),
     /// Without it nothing of this repository could be restored.
     #[error(
         "backup {0} is the last full of repository {1} that is not damaged: without it nothing could \
@@ -60,6 +64,12 @@ pub fn removal(
         for (used, by) in &rules.in_use {
             if going.contains(used) {
                 return Err(Refused::InUse(used.clone(), by.clone()));
+            }
+        }
+        for held in own.iter().filter(|held| going.contains(&held.label)) {
+            if let Some(hold) = longest(&rules.holds, held) {
+                let reason = Reason::AfterRestore(hold.restore, hold.until);
+                return Err(Refused::AfterRestore(held.label.clone(), reason));
             }
         }
         // A damaged full does not make up for one that is not.

@@ -70,10 +70,12 @@ impl RepoPlan {
         self.wal_from.as_ref().and_then(|from| position(staying, from)).unwrap_or(0)
     }
 
-    /// The full of the oldest backup that something works with.
+    /// The full of the oldest backup that something works with, or that stays for an undo.
     fn in_use_from(&self) -> Option<&BackupLabel> {
         let in_use = |verdict: &&Verdict| {
-            verdict.reasons.iter().any(|reason| matches!(reason, Reason::InUse(_)))
+            let works =
+                |reason: &Reason| matches!(reason, Reason::InUse(_) | Reason::AfterRestore(..));
+            verdict.reasons.iter().any(works)
         };
         let oldest = self.verdicts.iter().filter(in_use).map(|v| v.label.full_label()).min()?;
         self.verdicts.iter().map(|verdict| &verdict.label).find(|label| **label == oldest)

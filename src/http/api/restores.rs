@@ -248,10 +248,14 @@ pub(in crate::http) struct RestoreView {
     accepted: Vec<&'static str>,
     /// What it waits for somebody to decide about; null when it does not.
     awaiting: Option<AwaitingView>,
-    /// What can be done to it now: promote, retarget, abandon, undo.
+    /// What can be done to it now: promote, retarget, abandon, undo, release.
     actions: Vec<&'static str>,
     /// Where an undo goes back to; null when the server was not running before.
     undo_point: Option<UndoPointView>,
+    /// Until when everything that existed when it began is kept for its undo, unless it is released;
+    /// null when nothing is kept.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    kept_until: Option<Timestamp>,
     /// The restore that this one undoes.
     undoes: Option<String>,
     /// How often pgBackRest was started.
@@ -297,7 +301,12 @@ pub(in crate::http) struct UndoPointView {
 }
 
 impl RestoreView {
-    fn new(state: &AppState, job: Job, spec: &RestoreSpec, journal: Option<Journal>) -> Self {
+    async fn new(state: &AppState, job: Job, spec: &RestoreSpec) -> Outcome<Self> {
+        let journal = state.store.kept_journal(job.id).await?;
+        let hold = match &journal {
+            Some(journal) => state.keeper.held_by(journal).await?,
+            None => None,
+        };
         let over = job.state.is_final();
         let waits = journal.as_ref().filter(|_| !over);
         let waits = waits.and_then(|journal| Some((journal, journal.awaiting?)));
@@ -306,6 +315,9 @@ impl RestoreView {
         });
         if over && journal.as_ref().is_some_and(|journal| undo_timeline(journal).is_some()) {
             actions.push(Action::Undo);
+        }
+        if hold.is_some() {
+            actions.push(Action::Release);
         }
         let awaiting = waits.map(|(journal, awaiting)| AwaitingView {
             reason: awaiting.as_str(),
@@ -320,7 +332,7 @@ impl RestoreView {
         let reached = journal.as_ref().map_or(spec.on_reached, |journal| journal.on_reached);
         let accepted = journal.as_ref().map_or(&spec.accept, |journal| &journal.accept);
         let undo_point = journal.as_ref().and_then(|journal| journal.undo_point.as_ref());
-        Self {
+        Ok(Self {
             target: TargetView::from(target),
             on_reached: reached.as_str(),
             set: journal.as_ref().map(|journal| journal.set.to_string()),
@@ -336,11 +348,12 @@ impl RestoreView {
                 name: point.name.clone(),
                 at: point.at,
             }),
+            kept_until: hold.and_then(|hold| hold.until),
             undoes: spec.undoes.map(|id| id.to_string()),
             attempts: journal.as_ref().map_or(0, |journal| journal.attempts),
             last_error: journal.and_then(|journal| journal.last_error),
             job: job.into(),
-        }
+        })
     }
 }
 
@@ -387,6 +400,32 @@ pub(in crate::http) async fn show(
     Id(id): Id,
 ) -> Outcome<Json<RestoreView>> {
     let (job, spec) = find_restore(&state, id).await?;
+    Ok(Json(RestoreView::new(&state, job, &spec).await?))
+}
+
+/// Keeps nothing any more for the undo of a restore: retention decides again about what existed when
+/// it began. Without it that is kept for `[retention] after_restore`.
+#[utoipa::path(post, path = "/restores/{id}/release", tag = "restores", params(("id" = String, Path, description = "the job's id")), responses(
+    (status = 200, description = "the restore", body = RestoreView),
+    (status = "4XX", body = ProblemBody, content_type = "application/problem+json"),
+    (status = "5XX", body = ProblemBody, content_type = "application/problem+json"),
+))]
+pub(in crate::http) async fn release(
+    State(state): State<AppState>,
+    caller: Caller,
+    Id(id): Id,
+) -> Outcome<Json<RestoreView>> {
+    let (job, spec) = find_restore(&state, id).await?;
+    if !job.state.is_final() {
+        let detail = format!("restore {id} is still under way, and needs what it keeps");
+        return Err(Problem { job: Some(id), ..Problem::new(ErrorCode::LaneBusy, detail) });
+    }
     let journal = state.store.kept_journal(id).await?;
-    Ok(Json(RestoreView::new(&state, job, &spec, journal)))
+    if journal.is_some_and(|journal| !journal.phase.is_over()) {
+        let detail = format!("restore {id} stopped half way: what it keeps is needed to end it");
+        return Err(Problem { job: Some(id), ..Problem::new(ErrorCode::BackupInUse, detail) }
+            .hint("Restore once more first; then release that restore."));
+    }
+    state.keeper.release(&spec.stanza, id, caller.by).await?;
+    Ok(Json(RestoreView::new(&state, job, &spec).await?))
 }

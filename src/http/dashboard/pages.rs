@@ -58,6 +58,8 @@ struct Overview {
     observed: Moment,
     now: Moment,
     can_back_up: bool,
+    /// What a full lets go, in words; empty when nothing.
+    full_removes: String,
     notice: Option<String>,
 }
 
@@ -131,6 +133,10 @@ pub(in crate::http) async fn overview(
         }
     };
     let checks = state.monitor.health(&stanza, now);
+    let full_removes = match &seen {
+        Ok(_) => full_removes(&state, &stanza).await,
+        Err(_) => String::new(),
+    };
     let views = state.scheduler.views();
     let own: Vec<_> = views.iter().filter(|view| view.schedule.stanza == stanza).collect();
     let page = Overview {
@@ -159,6 +165,7 @@ pub(in crate::http) async fn overview(
         can_back_up: running_id.is_none()
             && status.archiving == Archiving::Ours
             && (status.takes_writes() || !state.postgres.is_supervised()),
+        full_removes,
         notice: query.notice.and_then(|word| notice(&word)),
     };
     html(StatusCode::OK, &page)
@@ -170,6 +177,19 @@ async fn window_of(state: &AppState, stanza: &StanzaName) -> Option<Window> {
     let look = timeout(WINDOW_PATIENCE, state.planner.windows(stanza)).await.ok()?.ok()?;
     let own = look.windows.iter().filter(|window| window.is_current);
     own.max_by_key(|window| window.to()).cloned()
+}
+
+/// What retention removes after a full that ends now, in words.
+async fn full_removes(state: &AppState, stanza: &StanzaName) -> String {
+    let Ok(ground) = state.keeper.look(stanza).await else {
+        return "It cannot be told which backups retention removes after a full.".to_owned();
+    };
+    let labels: Vec<String> =
+        ground.after_full(None).into_iter().map(|(_, label)| label.to_string()).collect();
+    match labels.as_slice() {
+        [] => String::new(),
+        some => format!("After a full, retention removes {}.", some.join(", ")),
+    }
 }
 
 fn notice(word: &str) -> Option<String> {

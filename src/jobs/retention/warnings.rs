@@ -54,6 +54,7 @@ impl Ground {
             policy: Policy::default(),
             pins: BTreeSet::new(),
             in_use: BTreeMap::new(),
+            holds: Vec::new(),
             ..self.rules.clone()
         };
         let plain = |backup: &Held| Held { bad: false, ..backup.clone() };

@@ -1,0 +1,59 @@
+//! What the restores of the last days keep from retention, and its release.
+
+use tokio::time::timeout;
+
+use super::super::context::Context;
+use super::{GATE_PATIENCE, Keeper, RetentionError};
+use crate::clock;
+use crate::domain::restore::Journal;
+use crate::domain::retention::Hold;
+use crate::domain::{JobId, StanzaName};
+
+/// Journals that are looked at: a restore that is older than so many others holds nothing.
+const JOURNALS: u32 = 1000;
+
+/// Everything that is held at present.
+pub(super) async fn holds(
+    context: &Context,
+    stanza: &StanzaName,
+) -> Result<Vec<Hold>, RetentionError> {
+    let after = context.retention.config.after_restore;
+    let released = context.store.released_restores(stanza.clone()).await?;
+    let now = clock::now();
+    let journals = context.store.kept_journals(stanza.clone(), JOURNALS).await?;
+    let kept = journals.iter().filter(|journal| !released.contains(&journal.id));
+    let mut found: Vec<Hold> = kept.filter_map(|journal| Hold::of(journal, after, now)).collect();
+    // Of one that was left half-done everything is needed to get out of it.
+    if let Some(journal) = context.journals.read(stanza)?
+        && !journal.data_is_whole()
+    {
+        found.push(Hold::of_unfinished(&journal));
+    }
+    Ok(found)
+}
+
+impl Keeper {
+    /// What a restore that is over keeps at present.
+    pub async fn held_by(&self, journal: &Journal) -> Result<Option<Hold>, RetentionError> {
+        let released = self.context.store.released_restores(journal.stanza.clone()).await?;
+        let hold = Hold::of(journal, self.config().after_restore, clock::now());
+        Ok(hold.filter(|_| journal.phase.is_over() && !released.contains(&journal.id)))
+    }
+
+    /// Keeps nothing any more for the undo of a restore, from now on.
+    pub async fn release(
+        &self,
+        stanza: &StanzaName,
+        restore: JobId,
+        by: &str,
+    ) -> Result<(), RetentionError> {
+        let gate = timeout(GATE_PATIENCE, self.context.retention.gate(stanza)).await;
+        let _gate = gate.map_err(|_| RetentionError::Removing(stanza.clone()))?;
+        let now = clock::now();
+        let store = &self.context.store;
+        store.release_restore(stanza.clone(), restore, by.to_owned(), now).await?;
+        let subject = format!("{stanza} {restore}");
+        store.audit(now, by.to_owned(), "restore.release", subject, String::new()).await?;
+        Ok(())
+    }
+}
