@@ -130,6 +130,8 @@ pub struct ServerFacts {
     pub started_at: Option<Timestamp>,
     /// How it archives, when it could be asked.
     pub archiving: Option<ArchivingFacts>,
+    /// Settings that its data needs at more than is configured, each with both values.
+    pub raised: Vec<String>,
 }
 
 /// A restore that is under way, or that was given up half way.

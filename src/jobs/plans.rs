@@ -15,9 +15,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::catalog::{FRESH_ENOUGH, Unavailable};
+use super::catalog::{FRESH_ENOUGH, Freshness, Unavailable};
 use super::context::Context;
 use super::queue::LaneView;
+use super::retention;
 use super::sets;
 use crate::clock;
 use crate::domain::job::RestoreSpec;
@@ -25,11 +26,13 @@ use crate::domain::plan::check::{Check, CheckId, Verdict, refusing};
 use crate::domain::plan::{Decision, Set, Unreachable, Wish, decide};
 use crate::domain::recovery::{OnReached, RecoveryTarget};
 use crate::domain::restore::Pinned;
+use crate::domain::retention::Hold;
 use crate::domain::sets::{Judgement, State};
 use crate::domain::window::{self, Window};
-use crate::domain::{DatabaseName, JobId, RepoKey, StanzaName, Timeline};
+use crate::domain::{BackupLabel, DatabaseName, JobId, RepoKey, StanzaName, Timeline};
 use crate::pgbackrest::command::RestoreInPlace;
 use crate::pgbackrest::info::Backup;
+use crate::postgres::pgdata;
 use crate::store::StoreError;
 
 pub use facts::Ground;
@@ -61,6 +64,15 @@ impl PlanRequest {
     }
 }
 
+/// What the full backup after a restore lets go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FullAfterwards {
+    /// The backups.
+    pub removes: Vec<(RepoKey, BackupLabel)>,
+    /// Until when everything that exists now is kept for the undo; `None` when it is not kept.
+    pub kept_until: Option<Timestamp>,
+}
+
 /// A plan.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -80,6 +92,10 @@ pub struct Plan {
     pub size_bytes: Option<u64>,
     /// Seconds without the database, by the last restore's pace.
     pub downtime_s: Option<u64>,
+    /// The replication slots that will be gone.
+    pub slots_lost: Vec<String>,
+    /// What the full backup afterwards lets go; `None` when that cannot be told.
+    pub full_afterwards: Option<FullAfterwards>,
     /// The timeline that the server is on now.
     pub timeline_before: Option<Timeline>,
     /// SHA-256 of what was decided, in hexadecimal digits.
@@ -291,6 +307,12 @@ impl Planner {
             set: &decision.set.label,
             timeline: Some(decision.timeline),
             databases: &request.databases,
+            data_dir: context
+                .server
+                .as_ref()
+                .and_then(|side| pgdata::behind_link(&side.data_dir))
+                .as_deref(),
+            preserve: false,
         }
         .invocation();
         let now = clock::now();
@@ -299,6 +321,8 @@ impl Planner {
             stanza: stanza.clone(),
             size_bytes: decision.set.size_bytes,
             downtime_s: checks::downtime(&self.context, stanza, &decision).await,
+            slots_lost: facts::slots(context).await,
+            full_afterwards: self.full_afterwards(stanza, now).await,
             timeline_before: ground.catalogue.current,
             left_in: branch
                 .left_in(size)
@@ -316,6 +340,21 @@ impl Planner {
             expires_at: now.saturating_add(VALID_FOR).unwrap_or(now),
             pinned_facts,
         })
+    }
+
+    async fn full_afterwards(&self, stanza: &StanzaName, now: Timestamp) -> Option<FullAfterwards> {
+        let freshness = Freshness::Within(FRESH_ENOUGH);
+        let gathered = retention::gather(&self.context, stanza, freshness).await;
+        let ground = gathered
+            .inspect_err(|error| {
+                let cause = crate::telemetry::chain(error);
+                tracing::warn!("cannot tell what retention of stanza {stanza} removes: {cause}");
+            })
+            .ok()?;
+        let after = self.context.retention.config.after_restore;
+        let until = now.saturating_add(after).ok().filter(|_| !after.is_zero());
+        let hold = until.map(|_| Hold { restore: JobId::new(now), before: now, until });
+        Some(FullAfterwards { removes: ground.after_full(hold), kept_until: until })
     }
 
     /// Decides, and reads the manifest of the set. Where that cannot be read another set is chosen, if there

@@ -297,6 +297,32 @@ impl Run<'_> {
     }
 
     async fn run_restore(&mut self, lock: std::os::fd::OwnedFd) -> Result<(), JobError> {
+        let settings = self.side.data_dir.join("postgresql.auto.conf");
+        let again = lock.try_clone();
+        match (self.pgbackrest_restore(lock, false).await, again) {
+            (Err(error), Ok(lock))
+                if error.exit_code == Some(41) && pgdata::is_read_only(&settings) =>
+            {
+                let text = "postgresql.auto.conf is read-only in the backup, so pgBackRest cannot write to \
+                            it: restoring once more without that, and making it writable";
+                self.recorder.say(Level::Warn, text).await;
+                self.pgbackrest_restore(lock, true).await?;
+                pgdata::prepare_for_recovery(&self.side.data_dir).map_err(|error| {
+                    let message =
+                        format!("cannot prepare {} for recovery: {error}", settings.display());
+                    problem("storage-write", message, &[])
+                })
+            }
+            (ended, _) => ended,
+        }
+    }
+
+    /// One run of `pgbackrest restore`.
+    async fn pgbackrest_restore(
+        &mut self,
+        lock: std::os::fd::OwnedFd,
+        preserve: bool,
+    ) -> Result<(), JobError> {
         let stanza = self.journal.stanza.clone();
         let invocation = RestoreInPlace {
             stanza: &stanza,
@@ -305,6 +331,8 @@ impl Run<'_> {
             // pgBackRest looks for its history in the archive; one that is only kept is not there.
             timeline: self.journal.timeline.filter(|timeline| !self.keeps_history(*timeline)),
             databases: &self.journal.databases,
+            data_dir: pgdata::behind_link(&self.side.data_dir).as_deref(),
+            preserve,
         }
         .invocation();
         self.recorder.next_command();

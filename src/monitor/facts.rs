@@ -172,7 +172,12 @@ pub(super) async fn gather(
         }
         None => up(&status, now),
     };
-    facts.server = Some(ServerFacts { up, started_at: status.started_at, archiving });
+    facts.server = Some(ServerFacts {
+        up,
+        started_at: status.started_at,
+        archiving,
+        raised: status.raised.iter().map(ToString::to_string).collect(),
+    });
     facts.disk_hangs = Some(hangs);
     if let Some(seen) = seen {
         facts.disks = seen.disks;

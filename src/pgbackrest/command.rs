@@ -6,6 +6,8 @@
 
 mod upkeep;
 
+use std::path::Path;
+
 use crate::domain::backup::{BackupLabel, BackupType};
 use crate::domain::job::BackupOptions;
 use crate::domain::{Annotations, DatabaseName, RepoKey, StanzaName, Timeline};
@@ -111,6 +113,12 @@ pub struct RestoreInPlace<'a> {
     pub timeline: Option<Timeline>,
     /// Only these databases; the others become empty files that must be dropped.
     pub databases: &'a [DatabaseName],
+    /// PGDATA, where it is reached through a link: pgBackRest refuses a link that is not its user's only
+    /// when `pg_control` is gone (exit 88, seen with 2.45).
+    pub data_dir: Option<&'a Path>,
+    /// Leave `postgresql.auto.conf` as it is in the set, and make no signal file: pgBackRest cannot
+    /// write to one that is read-only there (exit 41, seen with 2.45).
+    pub preserve: bool,
 }
 
 impl RestoreInPlace<'_> {
@@ -120,12 +128,15 @@ impl RestoreInPlace<'_> {
             format!("--repo={}", self.repo),
             format!("--set={}", self.set),
             "--delta".to_owned(),
-            "--type=standby".to_owned(),
+            format!("--type={}", if self.preserve { "preserve" } else { "standby" }),
             // Links are part of the layout: without this a linked pg_wal becomes a directory.
             "--link-all".to_owned(),
         ];
-        options.extend(self.timeline.map(|timeline| format!("--target-timeline={timeline}")));
+        // There is none without recovery.
+        let timeline = self.timeline.filter(|_| !self.preserve);
+        options.extend(timeline.map(|timeline| format!("--target-timeline={timeline}")));
         options.extend(self.databases.iter().map(|name| format!("--db-include={name}")));
+        options.extend(self.data_dir.map(|path| format!("--pg1-path={}", path.display())));
         build("restore", self.stanza, Console::Detail, options)
     }
 }
@@ -354,6 +365,8 @@ mod tests {
             set: &"20261120-101500F_20261120-111500I".parse().unwrap(),
             timeline: Some(Timeline::FIRST),
             databases: &["shop".parse().unwrap(), "a b".parse().unwrap()],
+            data_dir: Some(Path::new("/real")),
+            preserve: false,
         }
         .invocation();
         insta::assert_snapshot!(invocation.args.join("\n"), @r"
@@ -366,6 +379,7 @@ mod tests {
         --target-timeline=1
         --db-include=shop
         --db-include=a b
+        --pg1-path=/real
         --log-level-console=detail
         --log-level-stderr=off
         --log-timestamp

@@ -427,6 +427,14 @@ impl Connection {
         })
     }
 
+    /// The names of the replication slots that outlive their connection, in order.
+    pub async fn replication_slots(&self) -> Result<Vec<String>, QueryError> {
+        let sql =
+            "SELECT slot_name FROM pg_replication_slots WHERE NOT temporary ORDER BY slot_name";
+        let rows = self.rows(sql, PATIENCE).await?;
+        Ok(rows.iter().filter_map(|row| row.text(0)).collect())
+    }
+
     /// Names this moment. Answers the position of the restore point.
     pub async fn create_restore_point(&self, name: &RestorePointName) -> Result<Lsn, QueryError> {
         // The name's grammar has no quote.

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -189,7 +189,7 @@ pub fn control_file(pgdata: &Path) -> Option<FileIdentity> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Survey {
     /// The first entry that does not belong to us, or a directory that we cannot change. A restore
-    /// would fail on it, but only after `pg_control` is gone.
+    /// would fail on it, but only after `pg_control` is gone. Also in what its links lead to.
     pub foreign: Option<PathBuf>,
     /// Bytes that its files take on the disk. Links are not followed.
     pub disk_bytes: u64,
@@ -200,7 +200,41 @@ pub struct Survey {
 /// Walks through PGDATA on behalf of `uid`.
 pub fn survey(pgdata: &Path, uid: u32) -> io::Result<Survey> {
     let mut found = Survey::default();
-    let mut pending = vec![pgdata.to_owned()];
+    walk(pgdata, uid, &mut found)?;
+    let version = major_version(pgdata).map(|major| format!("PG_{major}_"));
+    for (link, _) in found.links.clone() {
+        let Ok(real) = fs::canonicalize(&link) else { continue };
+        if fs::canonicalize(pgdata).is_ok_and(|pgdata| real.starts_with(pgdata)) {
+            continue;
+        }
+        let of_tablespace = link.parent().is_some_and(|parent| parent.ends_with("pg_tblspc"));
+        let mut beyond = Survey::default();
+        if !of_tablespace {
+            if real.is_dir() {
+                walk(&real, uid, &mut beyond)?;
+            }
+        } else if let (Some(version), Ok(entries)) = (&version, fs::read_dir(&real)) {
+            // What other clusters have there is theirs.
+            let own = entries.flatten().map(|entry| entry.path());
+            let name = |path: &PathBuf| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                name.starts_with(version.as_str())
+            };
+            for directory in own.filter(name) {
+                if fs::symlink_metadata(&directory).is_ok_and(|meta| meta.uid() != uid) {
+                    beyond.foreign.get_or_insert(directory.clone());
+                }
+                walk(&directory, uid, &mut beyond)?;
+            }
+        }
+        found.foreign = found.foreign.or(beyond.foreign);
+    }
+    Ok(found)
+}
+
+/// Adds what is below a directory. Links are not followed.
+fn walk(directory: &Path, uid: u32, found: &mut Survey) -> io::Result<()> {
+    let mut pending = vec![directory.to_owned()];
     while let Some(directory) = pending.pop() {
         let entries = match fs::read_dir(&directory) {
             // A running server removes things under our eyes.
@@ -231,7 +265,33 @@ pub fn survey(pgdata: &Path, uid: u32) -> io::Result<Survey> {
             }
         }
     }
-    Ok(found)
+    Ok(())
+}
+
+/// Where PGDATA really is, when it is reached through a link.
+pub fn behind_link(pgdata: &Path) -> Option<PathBuf> {
+    fs::canonicalize(pgdata).ok().filter(|real| real != pgdata)
+}
+
+/// Whether a file is there and its own mode keeps its owner from writing to it.
+pub fn is_read_only(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.mode() & 0o200 == 0)
+}
+
+/// Makes what `pgbackrest restore --type=preserve` leaves a standby that PostgreSQL can start: settings
+/// that can be written, and the signal file. Reaches the disk.
+pub fn prepare_for_recovery(pgdata: &Path) -> io::Result<()> {
+    let settings = pgdata.join("postgresql.auto.conf");
+    fs::set_permissions(&settings, fs::Permissions::from_mode(0o600))?;
+    fs::File::open(&settings)?.sync_all()?;
+    let signal = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(pgdata.join("standby.signal"))?;
+    signal.sync_all()?;
+    fs::File::open(pgdata)?.sync_all()
 }
 
 /// Bytes that are free for us on the file system of a path, or of what is nearest above it.

@@ -6,6 +6,7 @@
 //! restore may start or stop anything.
 
 mod actor;
+mod floors;
 mod launch;
 mod leaving;
 mod prepare;
@@ -24,6 +25,7 @@ use super::client::{Address, ArchiverFacts, Password};
 use super::install::Binaries;
 use super::state::ServerState;
 use super::tail::Ring;
+pub use floors::Raised;
 pub use launch::fence_dir;
 
 use crate::config::PostgresConfig;
@@ -123,6 +125,8 @@ pub struct Status {
     pub version: Option<String>,
     /// `pg_stat_archiver`, as of some seconds ago.
     pub archiver: Option<ArchiverFacts>,
+    /// Settings that it was started with, because its data needs more than is configured.
+    pub raised: Vec<Raised>,
     /// Whether it stays down on purpose, and waits for somebody.
     pub held: bool,
     /// What has become of the cluster that is to be made.
@@ -285,6 +289,7 @@ impl Status {
             no_role: false,
             version: None,
             archiver: None,
+            raised: Vec::new(),
             held: false,
             making: Making::Nothing,
         }

@@ -41,8 +41,9 @@ fn check(instance: &Instance, name: &str) -> Option<Value> {
     checks.iter().find(|check| check["name"] == name).cloned()
 }
 
+/// Waits until a check has this status.
 #[track_caller]
-fn wait_check(instance: &Instance, name: &str, status: &str) -> Value {
+pub(crate) fn wait_check(instance: &Instance, name: &str, status: &str) -> Value {
     let mut last = None;
     let found = crate::support::within(PATIENCE, || {
         last = check(instance, name);

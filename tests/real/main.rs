@@ -21,6 +21,8 @@ mod interrupted;
 mod lane;
 mod metrics;
 mod pitr;
+mod places;
+mod prepared;
 mod refusals;
 mod restore_kills;
 mod restore_tools;

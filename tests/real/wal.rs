@@ -165,7 +165,8 @@ fn a_gap_in_the_archive_is_waited_at_and_never_promoted() {
         let done = instance.sql.run("SELECT last_archived_wal FROM pg_stat_archiver");
         (done >= *last).then_some(())
     });
-    // Out of the archive and, by the restore itself, out of pg_wal.
+    // Out of the archive and out of pg_wal.
+    instance.recycle(&segments[1]);
     let hidden = walk(&instance.root.join("repo/archive"))
         .into_iter()
         .find(|path| path.file_name().unwrap().to_string_lossy().starts_with(&segments[1]))

@@ -21,6 +21,19 @@ pub(crate) enum Damage {
     Garbage,
 }
 
+impl Instance {
+    /// Waits until the server has recycled an archived segment: a restore saves what the archive lacks and
+    /// `pg_wal` has.
+    #[track_caller]
+    pub(crate) fn recycle(&self, segment: &str) {
+        let file = self.data_dir().join("pg_wal").join(segment);
+        until(&format!("{segment} is recycled"), SOON, || {
+            self.sql.run("CHECKPOINT");
+            (!file.exists()).then_some(())
+        });
+    }
+}
+
 /// A damaged segment. Dropping it repairs nothing.
 #[derive(Debug)]
 pub(crate) struct Damaged {

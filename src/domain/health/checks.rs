@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     ArchivingFacts, Check, CheckId, CheckKey, FIRST_BACKUP, Facts, Level, RepositoryFacts,
-    RestoreFacts, TargetFacts, Thresholds, Up, span,
+    RestoreFacts, ServerFacts, TargetFacts, Thresholds, Up, span,
 };
 
 /// For how long a notification may wait.
@@ -18,7 +18,7 @@ const GIVEN_UP: SignedDuration = SignedDuration::from_hours(24);
 pub(super) fn all(facts: &Facts, thresholds: &Thresholds, now: Timestamp) -> Vec<Check> {
     let mut checks = Vec::new();
     if let Some(server) = &facts.server {
-        checks.push(postgres(&server.up));
+        checks.push(postgres(server));
         checks.push(restore(facts.restore.as_ref(), now));
     }
     if let Some(why) = &facts.not_backed_up {
@@ -158,8 +158,17 @@ fn backups(facts: &Facts, thresholds: &Thresholds, now: Timestamp, checks: &mut 
     }
 }
 
-fn postgres(up: &Up) -> Check {
-    match up {
+fn postgres(server: &ServerFacts) -> Check {
+    match &server.up {
+        Up::Writes if !server.raised.is_empty() => warn(
+            CheckId::Postgres,
+            format!(
+                "takes writes, and was started with {}: its prepared transactions need that",
+                server.raised.join(", ")
+            ),
+            "Set these in postgresql.conf, or end the prepared transactions (pg_prepared_xacts): \
+             without Headrest PostgreSQL would not start.",
+        ),
         Up::Writes => pass(CheckId::Postgres, "takes writes".to_owned()),
         Up::Busy(what) => pass(CheckId::Postgres, what.clone()),
         Up::Held(why) => warn(

@@ -36,7 +36,12 @@ fn schedule(trouble: Option<Trouble>) -> ScheduleFacts {
 }
 
 fn server(up: Up) -> ServerFacts {
-    ServerFacts { up, started_at: Some(at(30 * DAY)), archiving: Some(archiving()) }
+    ServerFacts {
+        up,
+        started_at: Some(at(30 * DAY)),
+        archiving: Some(archiving()),
+        raised: Vec::new(),
+    }
 }
 
 /// Everything as it should be.
@@ -137,6 +142,14 @@ fn each_fault_has_its_check_and_level() {
         (wal(WalFacts { dropped: Some("X".to_owned()), ..WalFacts::default() }), C::WalGap, Fail),
         (wal(WalFacts { missing_before: missing("X"), ..WalFacts::default() }), C::WalGap, Pass),
         (Facts { verified: Some((at(1), Some("1 file".to_owned()))), ..well() }, C::Verify, Fail),
+        (
+            Facts {
+                server: Some(ServerFacts { raised: missing("x = 5"), ..server(Up::Writes) }),
+                ..well()
+            },
+            C::Postgres,
+            Warn,
+        ),
         (Facts { stop_file: Some(Some("/tmp/main.stop".to_owned())), ..well() }, C::StopFile, Warn),
         (disk(15), C::DiskSpace, Pass),
         (disk(14), C::DiskSpace, Warn),

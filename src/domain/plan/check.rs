@@ -31,6 +31,10 @@ words! {
         WalLoss = "wal-loss",
         /// What is restored fits on the disk.
         Space = "space",
+        /// pgBackRest's spool, lock and log directories can be used.
+        PgbackrestDirectories = "pgbackrest-directories",
+        /// Nobody has stopped pgBackRest.
+        StopFile = "stop-file",
         /// Tablespaces and links can be restored where they were.
         Layout = "layout",
         /// The databases that were asked for are in the set.
@@ -74,6 +78,8 @@ impl CheckId {
             | Self::Target
             | Self::SetReadable
             | Self::Space
+            | Self::PgbackrestDirectories
+            | Self::StopFile
             | Self::Layout
             | Self::Databases
             | Self::ConfigurationFiles

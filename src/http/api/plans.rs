@@ -9,14 +9,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::upkeep::RemovedView;
 use super::wal::GapView;
+use crate::domain::job::Removed;
 use crate::domain::plan::Wish;
 use crate::domain::recovery::{OnReached, RecoveryTarget};
-use crate::domain::{DatabaseName, RepoKey};
+use crate::domain::{DatabaseName, RepoKey, WalSegment};
 use crate::http::extract::{Json as Body, Stanza};
 use crate::http::problem::{CheckView, Outcome, Problem, ProblemBody};
 use crate::http::state::AppState;
-use crate::jobs::plans::{Plan, PlanRequest};
+use crate::jobs::plans::{FullAfterwards, Plan, PlanRequest};
 
 /// Where recovery ends.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -209,6 +211,8 @@ pub(in crate::http) struct PlanView {
     refused: bool,
     /// What is on the server now and will not be there afterwards; null when nothing.
     data_lost: Option<LostView>,
+    /// What the full backup after the restore does to the older backups; null when that cannot be told.
+    full_afterwards: Option<FullAfterwardsView>,
     /// pgBackRest's command line.
     command: Vec<String>,
     /// Bytes of the set.
@@ -256,8 +260,8 @@ pub(in crate::http) struct PlanWal {
     gaps: Vec<GapView>,
 }
 
-/// What a restore to an earlier moment leaves behind. It stays in the archive, and an undo brings
-/// it back.
+/// What is there now and will not be afterwards. What was committed stays in the archive, and an undo
+/// brings it back; replication slots are in no backup.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = DataLost)]
 pub(in crate::http) struct LostView {
@@ -267,6 +271,74 @@ pub(in crate::http) struct LostView {
     wal_from: Option<String>,
     /// The last segment there is.
     wal_to: Option<String>,
+    /// The replication slots of the server: no restore and no undo brings them back.
+    #[schema(example = json!([]))]
+    replication_slots: Vec<String>,
+}
+
+impl LostView {
+    fn of(plan: &Plan) -> Option<Self> {
+        let (lost, slots) = (plan.decision.lost.as_ref(), &plan.slots_lost);
+        let commits = lost.map(|_| {
+            let target = &plan.request.wish.target;
+            format!("what was committed after {target}; its WAL stays in the archive")
+        });
+        let of_slots = (!slots.is_empty()).then(|| {
+            format!(
+                "the replication slots {}: make them again afterwards, and set up anew the standbys and \
+                 subscribers that use them",
+                slots.join(", ")
+            )
+        });
+        let told: Vec<String> = commits.into_iter().chain(of_slots).collect();
+        let segment = |segment: Option<WalSegment>| segment.map(|segment| segment.to_string());
+        (!told.is_empty()).then(|| Self {
+            text: told.join("; and "),
+            wal_from: segment(lost.and_then(|lost| lost.first)),
+            wal_to: segment(lost.and_then(|lost| lost.last)),
+            replication_slots: slots.clone(),
+        })
+    }
+}
+
+/// What the full backup after a restore, which is taken unless `backup_after` is false, does to the
+/// older backups.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FullAfterwards)]
+pub(in crate::http) struct FullAfterwardsView {
+    /// In words.
+    text: String,
+    /// The backups that retention removes then.
+    removes: Vec<RemovedView>,
+    /// Until when everything that exists now is kept for the undo; null when it is not kept.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    kept_until: Option<Timestamp>,
+}
+
+impl From<&FullAfterwards> for FullAfterwardsView {
+    fn from(found: &FullAfterwards) -> Self {
+        let removes = match found.removes.as_slice() {
+            [] => "the full backup after the restore removes no backup".to_owned(),
+            some => {
+                let labels: Vec<&str> = some.iter().map(|(_, label)| label.as_str()).collect();
+                format!("the full backup after the restore removes {}", labels.join(", "))
+            }
+        };
+        let kept = match found.kept_until {
+            Some(until) => format!(
+                "everything that exists now is kept for the undo until {}",
+                until.strftime("%Y-%m-%d %H:%M UTC")
+            ),
+            None => "nothing is kept for the undo ([retention] after_restore is 0)".to_owned(),
+        };
+        let removed =
+            found.removes.iter().map(|(repo, label)| Removed { label: label.clone(), repo: *repo });
+        Self {
+            text: format!("{removes}; {kept}"),
+            removes: removed.map(RemovedView::from).collect(),
+            kept_until: found.kept_until,
+        }
+    }
 }
 
 impl From<&Plan> for PlanView {
@@ -293,14 +365,8 @@ impl From<&Plan> for PlanView {
             },
             checks: plan.checks.iter().map(CheckView::from).collect(),
             refused: !plan.refusing().is_empty(),
-            data_lost: decision.lost.as_ref().map(|lost| LostView {
-                text: format!(
-                    "what was committed after {}; its WAL stays in the archive",
-                    plan.request.wish.target
-                ),
-                wal_from: lost.first.map(|segment| segment.to_string()),
-                wal_to: lost.last.map(|segment| segment.to_string()),
-            }),
+            data_lost: LostView::of(plan),
+            full_afterwards: plan.full_afterwards.as_ref().map(FullAfterwardsView::from),
             command: plan.command.clone(),
             size_bytes: plan.size_bytes,
             downtime_estimate_s: plan.downtime_s,

@@ -51,6 +51,10 @@ pub(in crate::http) struct ProcessView {
     next_start_at: Option<Timestamp>,
     /// The restore job that holds it; nobody else starts or stops it then.
     fenced_by: Option<String>,
+    /// Settings that it was started with, because its prepared transactions need more than is
+    /// configured.
+    #[schema(example = json!(["max_prepared_transactions = 5 (configured is 0)"]))]
+    raised: Vec<String>,
     /// Its version.
     version: Option<String>,
     /// Its port.
@@ -118,6 +122,7 @@ impl From<Status> for ProcessView {
             last_exit: status.last_exit,
             next_start_at: status.next_start_at,
             fenced_by: status.fenced_by.map(|job| format!("/api/v1/jobs/{job}")),
+            raised: status.raised.iter().map(ToString::to_string).collect(),
             version: status.version,
             port: status.address.as_ref().map(|address| address.port),
             socket_dir: status.address.map(|address| address.socket_dir.display().to_string()),

@@ -1,5 +1,6 @@
 //! The checks of a plan, made on the facts and on PGDATA.
 
+mod places;
 mod set;
 
 use std::sync::Arc;
@@ -47,6 +48,8 @@ pub(super) async fn all(
             wal_loss(context, side, ground),
             space(side, ground, decision, &survey),
             set::layout(set.ok(), &survey),
+            places::directories(context, &ground.stanza),
+            places::stop_file(context, &ground.stanza),
             configuration_files(side),
         ]);
         if !request.databases.is_empty() {
@@ -260,7 +263,13 @@ fn configuration_files(side: &ServerSide) -> Check {
     if inside.is_empty() {
         return Check::pass(CheckId::ConfigurationFiles, "PGDATA has no configuration files");
     }
-    let text = format!("{} come back as they were in the backup", inside.join(", "));
+    let mut text = format!("{} come back as they were in the backup", inside.join(", "));
+    if pgdata::is_read_only(&side.data_dir.join("postgresql.auto.conf")) {
+        text.push_str(
+            "; postgresql.auto.conf is read-only, and a restore makes it writable: PostgreSQL and \
+             pgBackRest need to write to it",
+        );
+    }
     Check::warn(CheckId::ConfigurationFiles, text)
 }
 

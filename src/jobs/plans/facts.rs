@@ -279,6 +279,24 @@ async fn position_of(context: &Context) -> Option<Position> {
     connection.position().await.ok()
 }
 
+/// The replication slots of the cluster in PGDATA: a backup has none, and a restore removes them.
+pub(super) async fn slots(context: &Context) -> Vec<String> {
+    let Some(side) = &context.server else { return Vec::new() };
+    let status = context.postgres.status();
+    if let Some(address) = status.address.as_ref().filter(|_| status.takes_writes())
+        && let Ok(connection) = Connection::open(address, || {}).await
+        && let Ok(slots) = connection.replication_slots().await
+    {
+        return slots;
+    }
+    let directories = files(&side.data_dir.join("pg_replslot")).into_iter();
+    let name = |path: std::path::PathBuf| Some(path.file_name()?.to_str()?.to_owned());
+    let mut names: Vec<String> =
+        directories.filter(|path| path.is_dir()).filter_map(name).collect();
+    names.sort_unstable();
+    names
+}
+
 /// Histories that are not archived: of the running server, or kept for it.
 pub(in crate::jobs) fn add_histories(directories: &[&Path], timelines: &mut Timelines) {
     for path in directories.iter().flat_map(|directory| files(directory)) {

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use self::aftermath::Awaited;
+use super::floors;
 use super::launch::{self, Postmaster};
 use super::leaving::{self, Leaving};
 use super::prepare::{Obstacle, Prepared, prepare};
@@ -294,7 +295,9 @@ impl Supervisor {
         match prepare(&self.settings, fenced, self.may_initdb) {
             Ok(Prepared::Start) => {
                 self.said_before = self.lines.newest();
-                match launch::launch(&self.settings, self.fenced.as_ref()).await {
+                self.look_for_floors().await;
+                let raised = self.status.borrow().raised.clone();
+                match launch::launch(&self.settings, self.fenced.as_ref(), &raised).await {
                     Ok(postmaster) => self.began(postmaster, false),
                     Err(reason) => self.give_up(reason),
                 }
@@ -305,6 +308,7 @@ impl Supervisor {
                     "PostgreSQL is running already; taking it over without a restart"
                 );
                 self.said_before = self.lines.newest();
+                self.look_for_floors().await;
                 self.began(postmaster, true);
             }
             Ok(Prepared::Initdb) => {
@@ -340,6 +344,24 @@ impl Supervisor {
             }
             Err(Obstacle::Lasting(reason)) => self.give_up(reason),
         }
+    }
+
+    /// Finds the settings that the data needs at more than is configured. A fenced server gets its own.
+    async fn look_for_floors(&mut self) {
+        let raised = match self.fenced {
+            Some(_) => Vec::new(),
+            None => floors::needed(&self.settings).await,
+        };
+        for setting in &raised {
+            tracing::warn!(
+                "PostgreSQL runs with {setting}: there are prepared transactions that need it"
+            );
+        }
+        self.status.send_if_modified(|status| {
+            let changed = status.raised != raised;
+            status.raised = raised;
+            changed
+        });
     }
 
     fn began(&mut self, postmaster: Postmaster, adopted: bool) {

@@ -5,15 +5,15 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::unix::AsyncFd;
 
+use super::floors::{self, Raised};
 use super::{Archiving, FencedStart, Settings};
 use crate::postgres::pgdata;
 use crate::postgres::tail::OutputFile;
-use crate::process::{self, Child, End, Output, Program, stop};
+use crate::process::{Child, End, Output, Program, stop};
 
 /// A postmaster, ours or taken over.
 #[derive(Debug)]
@@ -64,10 +64,11 @@ impl Postmaster {
     }
 }
 
-/// Starts the server. The error is a sentence.
+/// Starts the server, with `raised` settings where it is not fenced. The error is a sentence.
 pub(super) async fn launch(
     settings: &Settings,
     fenced: Option<&FencedStart>,
+    raised: &[Raised],
 ) -> Result<Postmaster, String> {
     let mut program = Program::new(settings.binaries.program("postgres"));
     program.env.clone_from(&settings.env);
@@ -77,6 +78,9 @@ pub(super) async fn launch(
         _ => None,
     };
     program.args = arguments(settings, fenced, archive_timeout);
+    for setting in raised {
+        program.args.extend(["-c".to_owned(), format!("{}={}", setting.name, setting.value)]);
+    }
     if fenced.is_some() {
         prepare_fence(&fence_dir(&settings.state_dir))
             .map_err(|error| format!("cannot prepare the private socket directory: {error}"))?;
@@ -204,12 +208,6 @@ fn prepare_fence(directory: &Path) -> io::Result<()> {
 /// `archive_timeout` when nobody set one: else commits of a quiet server would stay out of the
 /// archive until a segment is full.
 async fn default_archive_timeout(settings: &Settings) -> Option<&'static str> {
-    let mut program = Program::new(settings.binaries.program("postgres"));
-    program.env.clone_from(&settings.env);
-    let data_dir = settings.config.data_dir.display().to_string();
-    program.args = ["-D", &data_dir, "-C", "archive_timeout"].map(str::to_owned).to_vec();
-    program.args.extend(settings.config.args.iter().cloned());
-    let captured = process::capture(program, Duration::from_secs(5)).await.ok()?;
-    let value = String::from_utf8_lossy(&captured.stdout).trim().to_owned();
-    (captured.end.is_success() && value == "0").then_some("60s")
+    let value = floors::configured(settings, "archive_timeout").await;
+    (value.as_deref() == Some("0")).then_some("60s")
 }
