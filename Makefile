@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help run test bench images engine packages promtool rust
+.PHONY: help run test walk bench images engine packages promtool rust
 
 USER_ID := $(shell id -u)
 CARGO ?= cargo
@@ -35,6 +35,7 @@ help:
 	@printf '%s\n' \
 	    'make run     PostgreSQL with continuous backups, and Headrest on top of it, in the foreground' \
 	    'make test    format, lints, documentation and all tests' \
+	    'make walk    random walks of restores against a model: SEED=1-50 STEPS=30' \
 	    'make images  the container image on every Debian it is built for, for its tests' \
 	    'make bench   speed and size against plain pgBackRest; takes some minutes' \
 	    'As root, PostgreSQL and pgBackRest are installed with apt-get when they are missing.' \
@@ -142,6 +143,11 @@ images:
 	done
 	build plain debian:trixie-slim tests/container/plain.Dockerfile tests/container
 	build overlay headrest-test:plain docker/Dockerfile.overlay .
+
+# One seed, or several: SEED=1-50. A walk that fails prints the fewest steps that still fail.
+walk: packages rust
+	@export HEADREST_WALK_SEED=$(or $(SEED),1) HEADREST_WALK_STEPS=$(or $(STEPS),30)
+	$(CARGO) test --locked --test real -- --nocapture --exact walk::walks_as_far_as_somebody_wants
 
 bench: packages rust
 	@if $(MAKE) --no-print-directory engine; then $(MAKE) --no-print-directory images; fi

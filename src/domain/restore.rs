@@ -1,4 +1,5 @@
-//! The in-place restore: its phases, its journal, and what a start of Headrest does with one.
+//! The in-place restore: its phases, and what a start of Headrest does with one that was cut off. Its
+//! memory is in `journal`, decisions about one that waits are in `steer`.
 //!
 //! ```text
 //!  accepted -> quiesced -> safe-point -> stopping -> draining     the data is intact:

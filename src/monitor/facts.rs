@@ -219,7 +219,6 @@ pub(super) async fn targets(parts: &Parts) -> Option<(Vec<TargetFacts>, Vec<Noti
     Some(all.unzip())
 }
 
-/// What the newest verification that came to its end found.
 impl Told {
     async fn read(parts: &Parts, stanza: &StanzaName, event: i64) -> Result<Self, StoreError> {
         let filter = JobFilter {

@@ -39,4 +39,5 @@ mod undo;
 mod verify;
 mod waits;
 mod wal;
+mod walk;
 mod window;

@@ -66,7 +66,6 @@ fn make_a_gap(instance: &Instance, rows: &mut Rows) -> (String, Damaged, Timesta
     rows.add(10);
     instance.switch_wal();
     rows.add(10);
-    instance.recycle(&segment);
     let damaged = Damaged::make(instance, &segment, Damage::Missing);
     (segment, damaged, instance.sql.now())
 }

@@ -10,6 +10,7 @@ use std::thread;
 use rustix::process::Signal;
 use serde_json::json;
 
+use crate::support::archive::{Damage, Damaged};
 use crate::support::files::walk;
 use crate::support::instance::Instance;
 use crate::support::jobs::{RESTORES, accepted, id_of};
@@ -165,14 +166,7 @@ fn a_gap_in_the_archive_is_waited_at_and_never_promoted() {
         let done = instance.sql.run("SELECT last_archived_wal FROM pg_stat_archiver");
         (done >= *last).then_some(())
     });
-    // Out of the archive and out of pg_wal.
-    instance.recycle(&segments[1]);
-    let hidden = walk(&instance.root.join("repo/archive"))
-        .into_iter()
-        .find(|path| path.file_name().unwrap().to_string_lossy().starts_with(&segments[1]))
-        .expect("the segment in the archive");
-    let aside = instance.root.join("aside");
-    fs::rename(&hidden, &aside).unwrap();
+    let damaged = Damaged::make(&instance, &segments[1], Damage::Missing);
 
     // PostgreSQL runs and has everything: nobody takes that away without being told.
     let before = instance.postmaster();
@@ -191,7 +185,7 @@ fn a_gap_in_the_archive_is_waited_at_and_never_promoted() {
     assert_eq!(instance.http.probe("/readyz"), Some(503));
     assert_eq!(instance.control("Latest checkpoint's TimeLineID"), "1");
 
-    fs::rename(&aside, &hidden).unwrap();
+    damaged.repair();
     let job = instance.wait_job(&id);
     assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(&id));
     instance.wait_ready();
@@ -240,7 +234,7 @@ fn what_clients_commit_until_they_are_cut_off_survives() {
 }
 
 /// How many segments `PostgreSQL` would like to see archived.
-fn unarchived(instance: &Instance) -> usize {
+pub(crate) fn unarchived(instance: &Instance) -> usize {
     let names = fs::read_dir(instance.data_dir().join("pg_wal/archive_status")).unwrap().flatten();
     names.filter(|entry| entry.file_name().to_string_lossy().ends_with(".ready")).count()
 }

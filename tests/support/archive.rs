@@ -13,7 +13,7 @@ use super::{SOON, until};
 /// What happened to a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Damage {
-    /// The file is gone.
+    /// The file is gone, and the server has recycled its own.
     Missing,
     /// Nobody may read it.
     Unreadable,
@@ -22,14 +22,14 @@ pub(crate) enum Damage {
 }
 
 impl Instance {
-    /// Waits until the server has recycled an archived segment: a restore saves what the archive lacks and
-    /// `pg_wal` has.
+    /// Waits until the server, when it runs, has recycled an archived segment: a restore saves what the
+    /// archive lacks and `pg_wal` has.
     #[track_caller]
-    pub(crate) fn recycle(&self, segment: &str) {
+    fn recycle(&self, segment: &str) {
         let file = self.data_dir().join("pg_wal").join(segment);
         until(&format!("{segment} is recycled"), SOON, || {
-            self.sql.run("CHECKPOINT");
-            (!file.exists()).then_some(())
+            let is_down = self.sql.attempt("CHECKPOINT").is_err();
+            (is_down || !file.exists()).then_some(())
         });
     }
 }
@@ -58,7 +58,10 @@ impl Damaged {
         let aside = instance.root.join(format!("aside-{segment}"));
         let mode = fs::metadata(&file).unwrap().permissions();
         match damage {
-            Damage::Missing => fs::rename(&file, &aside).unwrap(),
+            Damage::Missing => {
+                instance.recycle(segment);
+                fs::rename(&file, &aside).unwrap();
+            }
             Damage::Unreadable => {
                 fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
             }

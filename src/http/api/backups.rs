@@ -61,8 +61,9 @@ pub(in crate::http) struct BackupView {
     /// Whether page checksum errors were found; null when not known.
     page_errors: Option<bool>,
     /// What it is worth: good (verified), unverified, page-errors (the database had damaged pages when it
-    /// was made), damaged (in the repository) or unreadable (its manifest). A restore takes the last
-    /// three only when nothing else reaches its target.
+    /// was made), damaged (in the repository) or unreadable (its manifest). A restore takes one
+    /// with page errors, or a damaged one, only when nothing else reaches its target, and never an
+    /// unreadable one.
     #[schema(example = "unverified")]
     state: &'static str,
     /// Why it is bad; null when it is not.

@@ -28,7 +28,8 @@ use crate::jobs::plans::PlanRequest;
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct PromoteRequest {
-    /// wal-gap, when a segment is missing; target, when the WAL ends before the target.
+    /// What is left out by it: target, when the WAL ends before the target; destroyed-database, when
+    /// something that exists at the target has lost its files; wal-gap for every other reason to wait.
     #[schema(example = json!(["wal-gap"]))]
     accept: Option<Vec<String>>,
 }

@@ -94,7 +94,8 @@ impl TargetRequest {
 pub(in crate::http) struct PlanBody {
     /// Where recovery ends.
     pub(super) target: Option<TargetRequest>,
-    /// The backup set; the newest that ended before the target when not given.
+    /// The backup set; when not given the newest that ended before the target and is not known to be
+    /// damaged.
     #[schema(example = "20261120-101500F")]
     pub(super) set: Option<String>,
     /// The repository.
@@ -113,7 +114,8 @@ pub(in crate::http) struct PlanBody {
     /// promote (the default), or pause: look first, then promote, retarget or abandon.
     #[schema(example = "pause")]
     pub(super) on_reached: Option<String>,
-    /// Failed checks that you take upon yourself: wal-gap, wal-loss, other-system.
+    /// Failed checks that you take upon yourself: wal-gap, wal-loss, other-system, damaged-set,
+    /// destroyed-database.
     #[schema(example = json!([]))]
     pub(super) accept: Option<Vec<String>>,
 }

@@ -32,7 +32,8 @@ pub(in crate::http) struct RestoreRequest {
     plan: Option<String>,
     /// Where recovery ends.
     target: Option<TargetRequest>,
-    /// The backup set; the newest that ended before the target when not given.
+    /// The backup set; when not given the newest that ended before the target and is not known to be
+    /// damaged.
     #[schema(example = "20261120-101500F")]
     set: Option<String>,
     /// The repository.
@@ -49,7 +50,8 @@ pub(in crate::http) struct RestoreRequest {
     /// promote (the default), or pause: look first, then promote, retarget or abandon.
     #[schema(example = "pause")]
     on_reached: Option<String>,
-    /// Failed checks that you take upon yourself: wal-gap, wal-loss, other-system.
+    /// Failed checks that you take upon yourself: wal-gap, wal-loss, other-system, damaged-set,
+    /// destroyed-database.
     accept: Option<Vec<String>>,
     /// The stanza's name: PGDATA is replaced.
     #[schema(example = "main")]
@@ -269,7 +271,7 @@ pub(in crate::http) struct RestoreView {
 #[schema(as = Awaiting)]
 pub(in crate::http) struct AwaitingView {
     /// target-reached, wal-gap, end-before-target, repository-unavailable, stop-file, disk-full,
-    /// directory-missing, role-missing or no-progress.
+    /// directory-missing, role-missing, database-destroyed or no-progress.
     reason: &'static str,
     /// Since when.
     #[schema(value_type = Option<String>, format = DateTime)]

@@ -71,6 +71,9 @@ pub(in crate::http) struct PolicyView {
     /// Where days begin.
     #[schema(example = "Europe/Berlin")]
     timezone: Option<String>,
+    /// For how many seconds everything stays that existed when a restore began.
+    #[schema(example = 1_209_600)]
+    after_restore_s: u64,
 }
 
 /// One repository.
@@ -171,6 +174,7 @@ pub(in crate::http) async fn preview(
             monthly: config.policy.monthly,
             yearly: config.policy.yearly,
             timezone: config.timezone.iana_name().map(str::to_owned),
+            after_restore_s: config.after_restore.as_secs().unsigned_abs(),
         },
         repos: plans.iter().map(|plan| RepoView::new(&ground, plan)).collect(),
         warnings: ground.warnings(&plans),

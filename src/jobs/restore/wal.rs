@@ -1,4 +1,4 @@
-//! The WAL that the archive does not have: pushed, or kept aside and put back.
+//! The WAL that the archive does not have: found, kept aside, and put back. `drain` pushes it.
 //!
 //! A delta restore empties `pg_wal`, and with it commits that nobody else has. What cannot be
 //! pushed (above all the unfinished last segment of a server that crashed) is kept in the state

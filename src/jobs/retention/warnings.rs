@@ -39,8 +39,8 @@ impl Ground {
             found.push(format!(
                 "pgBackRest's own configuration says {} for repository {}. Headrest keeps what \
                  either keeps, but a `pgbackrest backup` or `expire` that is run outside Headrest \
-                 knows nothing of [retention] and pins: it would remove {which}. Raise the option \
-                 to 9999999 to rule that out.",
+                 knows nothing of [retention], pins and what stays for an undo: it would remove \
+                 {which}. Raise the option to 9999999 to rule that out.",
                 set.join(", "),
                 plan.repo
             ));
@@ -78,7 +78,7 @@ impl Ground {
             ""
         };
         Some(format!(
-            "Damaged: {which} (page errors when it was made, or a verification that failed). No \
+            "Damaged: {which} (page errors when it was made, a verification that failed, or a manifest that cannot be read). No \
              good backup goes for their sake: what each rule keeps of the good ones alone stays, \
              too.{alone}"
         ))
