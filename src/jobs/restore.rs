@@ -6,6 +6,7 @@
 
 mod close;
 mod drain;
+mod files;
 mod finish;
 mod prepare;
 mod quiet;
@@ -13,14 +14,14 @@ mod recover;
 mod settle;
 mod steer;
 mod tablespaces;
+mod unfence;
 mod waiting;
 mod wal;
 mod wholeness;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, ServerSide};
@@ -28,30 +29,18 @@ use super::queue::Helm;
 use super::recorder::Recorder;
 pub(super) use close::of_done;
 
-use super::worker::{self, Ended, problem};
+use super::worker::{Ended, problem};
 use crate::clock;
 use crate::domain::Lsn;
 use crate::domain::job::{JobError, JobId, RestoreResult, RestoreSpec};
 use crate::domain::restore::{Awaiting, BootAction, Journal, Phase};
-use crate::pgbackrest::command::RestoreInPlace;
-use crate::pgbackrest::exit::Context as ExitContext;
 use crate::pgbackrest::log::Level;
-use crate::pgbackrest::runner::Stopping;
 use crate::postgres::client::Connection;
 use crate::postgres::control::ControlData;
-use crate::postgres::pgdata::{self, Content, PidFile, PostmasterStatus};
-use crate::postgres::state::ServerState;
-use crate::postgres::supervisor::{Actor, Order, Refusal, Status};
+use crate::postgres::supervisor::{Actor, Order, Refusal};
 
-/// How often `pgbackrest restore` is tried.
+/// How often `pgbackrest restore`, or a promotion, is tried.
 const TRIES: u32 = 3;
-/// How long the server may take to come up for its clients before the restore says so. Crash
-/// recovery after this has its own progress.
-const START_PATIENCE: Duration = Duration::from_mins(10);
-
-/// For how many seconds a server that serves clients may refuse Headrest until the restore ends
-/// without it.
-const REFUSED_TOO_LONG_S: u64 = 10;
 
 /// Where a restore begins.
 pub(super) enum Begin {
@@ -231,135 +220,6 @@ impl Run<'_> {
         }
     }
 
-    /// Runs `pgbackrest restore` until it succeeds.
-    async fn restore_files(&mut self) -> Result<(), Stop> {
-        (self.result.last_commit_at, self.result.replayed_lsn) = (None, None);
-        (self.first_replayed, self.last_replayed) = (None, None);
-        self.journal.recovering_since = None;
-        // Recovery begins anew, from the archive.
-        let accepted = self.journal.accepted_end.take();
-        self.journal.accepted_before = accepted.or(self.journal.accepted_before);
-        let mut tries = 0;
-        loop {
-            let lock = self.lock_out_orphans().await?;
-            self.journal.attempts += 1;
-            tries += 1;
-            self.enter(Phase::Restoring).await?;
-            let error = match self.run_restore(lock).await {
-                Ok(()) => break,
-                Err(error) => error,
-            };
-            if self.context.shutdown.is_cancelled() {
-                return Err(Stop::Later);
-            }
-            self.journal.last_error = Some(error.message.clone());
-            if tries >= TRIES {
-                return Err(self.given_up_with(error));
-            }
-            let wait = Duration::from_secs(u64::from(tries) * 2);
-            let text = format!(
-                "pgbackrest restore failed ({}); trying the same again in {} s",
-                error.message,
-                wait.as_secs()
-            );
-            self.recorder.say(Level::Warn, text).await;
-            tokio::select! {
-                () = sleep(wait) => {}
-                () = self.context.shutdown.cancelled() => return Err(Stop::Later),
-            }
-        }
-        if let Some(control) = self.control().await {
-            self.learn_from_restored(&control);
-        }
-        self.clear_tablespaces().await?;
-        self.enter(Phase::Restored).await
-    }
-
-    /// pgBackRest has failed for good. It removes `pg_control` before anything else (seen with 2.45 to
-    /// 2.60), so where that is still the same file PGDATA is what it was before the restore.
-    fn given_up_with(&self, error: JobError) -> Stop {
-        let now = pgdata::control_file(&self.side.data_dir);
-        let untouched = now.is_some()
-            && now == self.journal.control_file
-            && self.journal.inherited_from.is_none()
-            && matches!(pgdata::content(&self.side.data_dir), Ok(Content::Cluster(_)));
-        if untouched { Stop::Aborted(error) } else { Stop::NeedsOperator(error) }
-    }
-
-    /// What the restored cluster needs to recover: settings at least as high as when it was backed
-    /// up, and where PGDATA was lost also the size of its WAL segments.
-    fn learn_from_restored(&mut self, control: &ControlData) {
-        self.journal.segment_bytes.get_or_insert(control.segment_size.get());
-        for (name, value) in &control.setting_floors {
-            let floor = self.journal.setting_floors.entry(name.clone()).or_insert(*value);
-            *floor = (*floor).max(*value);
-        }
-    }
-
-    async fn run_restore(&mut self, lock: std::os::fd::OwnedFd) -> Result<(), JobError> {
-        let settings = self.side.data_dir.join("postgresql.auto.conf");
-        let again = lock.try_clone();
-        match (self.pgbackrest_restore(lock, false).await, again) {
-            (Err(error), Ok(lock))
-                if error.exit_code == Some(41) && pgdata::is_read_only(&settings) =>
-            {
-                let text = "postgresql.auto.conf is read-only in the backup, so pgBackRest cannot write to \
-                            it: restoring once more without that, and making it writable";
-                self.recorder.say(Level::Warn, text).await;
-                self.pgbackrest_restore(lock, true).await?;
-                pgdata::prepare_for_recovery(&self.side.data_dir).map_err(|error| {
-                    let message =
-                        format!("cannot prepare {} for recovery: {error}", settings.display());
-                    problem("storage-write", message, &[])
-                })
-            }
-            (ended, _) => ended,
-        }
-    }
-
-    /// One run of `pgbackrest restore`.
-    async fn pgbackrest_restore(
-        &mut self,
-        lock: std::os::fd::OwnedFd,
-        preserve: bool,
-    ) -> Result<(), JobError> {
-        let stanza = self.journal.stanza.clone();
-        let invocation = RestoreInPlace {
-            stanza: &stanza,
-            repo: self.journal.repo,
-            set: &self.journal.set,
-            // pgBackRest looks for its history in the archive; one that is only kept is not there.
-            timeline: self.journal.timeline.filter(|timeline| !self.keeps_history(*timeline)),
-            databases: &self.journal.databases,
-            data_dir: pgdata::behind_link(&self.side.data_dir).as_deref(),
-            preserve,
-        }
-        .invocation();
-        self.recorder.next_command();
-        let stopping = Stopping {
-            // A restore is not cancelled, but when Headrest stops it is ended and resumed later.
-            cancel: self.context.shutdown.child_token(),
-            hurry: self.context.hurry.clone(),
-        };
-        let env = self.context.server_env(&stanza);
-        let tool = &self.context.tool;
-        let ended = tool.follow(&invocation, &env, Some(lock), &stopping, self.recorder).await;
-        let never = CancellationToken::new();
-        worker::judge(self.context, ExitContext::Restore, ended, self.recorder, &never).map_err(
-            |ended| ended.error.unwrap_or_else(|| problem("internal", "no reason was given", &[])),
-        )?;
-        // Success is what PGDATA shows, not what a program says.
-        match pgdata::content(&self.side.data_dir) {
-            Ok(Content::Cluster(_)) => Ok(()),
-            Ok(other) => Err(problem(
-                "pgbackrest-internal",
-                format!("pgbackrest restore ended well, but PGDATA shows {other:?}"),
-                &[],
-            )),
-            Err(error) => Err(problem("storage-read", format!("cannot read PGDATA: {error}"), &[])),
-        }
-    }
-
     /// Puts back the kept WAL, starts the server fenced, and follows it to where it ends.
     async fn recover(&mut self) -> Result<Next, Stop> {
         self.place_kept_wal().map_err(|message| {
@@ -368,102 +228,6 @@ impl Run<'_> {
         self.note_recovery_begins();
         self.enter(Phase::Recovering).await?;
         self.follow_recovery().await
-    }
-
-    /// Gives the server back to its clients.
-    async fn unfence(&mut self) -> Result<(), Stop> {
-        self.enter(Phase::Unfencing).await?;
-        let status = self.context.postgres.status();
-        if status.state.has_process() {
-            self.stop_server().await?;
-        }
-        // From here on the server is the supervisor's again, with its restarts.
-        self.order(Order::LowerFence).await.map_err(|refusal| self.refused(&refusal))?;
-        match self.context.postgres.order(Order::Start, Actor::Operator).await {
-            Ok(()) | Err(Refusal::Running) => {}
-            Err(refusal) => {
-                return Err(Stop::Finished(problem(
-                    "postgres-unavailable",
-                    format!("the restore is complete, but PostgreSQL was not started: {refusal}"),
-                    &["POST /api/v1/processes/postgres/start"],
-                )));
-            }
-        }
-        let status = self.wait_for_clients_start().await?;
-        if status.state == ServerState::Starting && self.accepts_connections() {
-            self.journal.warning = Some(self.cannot_connect(&status));
-        } else if status.state != ServerState::Ready {
-            let reason = status.reason.unwrap_or_else(|| format!("it is {}", status.state));
-            return Err(Stop::Finished(problem(
-                "postgres-unavailable",
-                format!("the restore is complete, but PostgreSQL does not take writes: {reason}"),
-                &["Look at GET /api/v1/processes/postgres/log."],
-            )));
-        }
-        self.settle().await;
-        self.warn_of_destroyed();
-        self.journal.result = Some(self.result.clone());
-        self.enter(Phase::Done).await
-    }
-
-    /// Waits until the server serves its clients, or cannot be started, or does not let Headrest in.
-    async fn wait_for_clients_start(&mut self) -> Result<Status, Stop> {
-        let began = Instant::now();
-        let mut refused_since = None;
-        loop {
-            let ended =
-                |status: &Status| matches!(status.state, ServerState::Ready | ServerState::Failed);
-            let wait = self.context.postgres.wait_until(Duration::from_secs(1), ended);
-            let status = tokio::select! {
-                status = wait => match status {
-                    Ok(status) => return Ok(status),
-                    Err(last) => last,
-                },
-                () = self.context.shutdown.cancelled() => return Err(Stop::Later),
-            };
-            if self.accepts_connections() {
-                let since = *refused_since.get_or_insert_with(Instant::now);
-                let patience = if self.journal.role_missing { 3 } else { REFUSED_TOO_LONG_S };
-                if since.elapsed() >= Duration::from_secs(patience) {
-                    return Ok(status);
-                }
-            }
-            if began.elapsed() >= START_PATIENCE {
-                return Ok(status);
-            }
-            let reason = status.reason.as_deref().unwrap_or("it has not said why yet");
-            let text = format!("PostgreSQL is {}: {reason}", status.state);
-            self.recorder.stands_at(&text).await;
-        }
-    }
-
-    fn accepts_connections(&self) -> bool {
-        let file = PidFile::read(&self.side.data_dir).ok().flatten();
-        file.is_some_and(|file| file.status == PostmasterStatus::Ready)
-    }
-
-    /// Clients can connect, and Headrest cannot.
-    fn cannot_connect(&self, status: &Status) -> JobError {
-        let role = &self.side.superuser;
-        let reason = status.reason.as_deref().unwrap_or("no reason was given");
-        if self.journal.role_missing {
-            let message = format!(
-                "the restore is complete and clients can connect, but the role {role:?} that \
-                 Headrest connects as does not exist in the restored data: nothing is backed up or \
-                 watched until it does"
-            );
-            let create =
-                format!("Connect as a superuser and run: CREATE ROLE {role:?} SUPERUSER LOGIN");
-            let other =
-                "Or set postgres.superuser to a superuser that exists, and start Headrest again.";
-            return problem("role-missing", message, &[&create, other]);
-        }
-        let message = format!(
-            "the restore is complete and clients can connect, but Headrest cannot: {reason}"
-        );
-        let hint =
-            "Look at the restored pg_hba.conf: it must let Headrest's role in on the Unix socket.";
-        problem("headrest-refused", message, &[hint])
     }
 
     /// Writes the journal for a phase, then says that the phase has begun.

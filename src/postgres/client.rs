@@ -3,6 +3,8 @@
 //! A handful of them, each with a time limit. Values come back as text (the simple protocol) and
 //! are parsed here.
 
+mod catalogue;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,6 +19,8 @@ use super::session;
 use crate::domain::plan::Sample;
 use crate::domain::recovery::RestorePointName;
 use crate::domain::{Lsn, Timeline};
+
+pub use catalogue::{Catalogue, ListedDatabase};
 
 /// How long connecting, or a look at the server, may take.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -156,30 +160,6 @@ pub struct RecoveryFacts {
     pub waits_at: Option<String>,
     /// Whether it is paused: at its target, or because a setting is too low for what it replays.
     pub paused: bool,
-}
-
-/// The databases and tablespaces that a server lists.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Catalogue {
-    /// The databases.
-    pub databases: Vec<ListedDatabase>,
-    /// The tablespaces: OID and name.
-    pub tablespaces: Vec<(u32, String)>,
-}
-
-/// A database, as `pg_database` lists it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListedDatabase {
-    /// Its OID.
-    pub oid: u32,
-    /// Its name.
-    pub name: String,
-    /// The OID of its tablespace.
-    pub tablespace: u32,
-    /// Whether a DROP DATABASE has begun and was not committed: it does not accept connections then.
-    pub is_invalid: bool,
-    /// The transaction that has deleted or locked its row; 0 for none.
-    pub xmax: u32,
 }
 
 /// Where a server that takes writes stands.
@@ -340,50 +320,6 @@ impl Connection {
         })
     }
 
-    /// The databases and tablespaces that exist.
-    pub async fn catalogue(&self) -> Result<Catalogue, QueryError> {
-        let databases = self
-            .rows(
-                "SELECT oid, datname, dattablespace, datconnlimit = -2, xmax FROM pg_database",
-                PATIENCE,
-            )
-            .await?;
-        let tablespaces = self.rows("SELECT oid, spcname FROM pg_tablespace", PATIENCE).await?;
-        let unexpected = || QueryError::Unexpected("the databases and tablespaces");
-        let database = |row: &TextRow| {
-            Some(ListedDatabase {
-                oid: row.parse(0)?,
-                name: row.text(1)?,
-                tablespace: row.parse(2)?,
-                is_invalid: row.is_true(3),
-                xmax: row.parse(4)?,
-            })
-        };
-        let tablespace = |row: &TextRow| Some((row.parse(0)?, row.text(1)?));
-        Ok(Catalogue {
-            databases: databases
-                .iter()
-                .map(database)
-                .collect::<Option<_>>()
-                .ok_or_else(unexpected)?,
-            tablespaces: tablespaces
-                .iter()
-                .map(tablespace)
-                .collect::<Option<_>>()
-                .ok_or_else(unexpected)?,
-        })
-    }
-
-    /// Takes the mark of an uncommitted DROP DATABASE off a database.
-    pub async fn make_valid(&self, database: &str) -> Result<(), QueryError> {
-        let name = database.replace('\'', "''");
-        let update = format!(
-            "UPDATE pg_catalog.pg_database SET datconnlimit = -1 WHERE datconnlimit = -2 AND datname = \
-             '{name}'"
-        );
-        self.execute(&update, PATIENCE).await
-    }
-
     /// Commits a transaction that leaves a trace in the WAL, and answers its time and place.
     pub async fn commit_sample(&self) -> Result<Sample, QueryError> {
         // The time is taken before the commit, the position after it.
@@ -425,14 +361,6 @@ impl Connection {
             lsn: row.parse(0).ok_or(QueryError::Unexpected("the WAL's position"))?,
             next_xid: row.parse(2).ok_or(QueryError::Unexpected("a transaction id"))?,
         })
-    }
-
-    /// The names of the replication slots that outlive their connection, in order.
-    pub async fn replication_slots(&self) -> Result<Vec<String>, QueryError> {
-        let sql =
-            "SELECT slot_name FROM pg_replication_slots WHERE NOT temporary ORDER BY slot_name";
-        let rows = self.rows(sql, PATIENCE).await?;
-        Ok(rows.iter().filter_map(|row| row.text(0)).collect())
     }
 
     /// Names this moment. Answers the position of the restore point.

@@ -23,11 +23,14 @@ pub(super) async fn holds(
     let journals = context.store.kept_journals(stanza.clone(), JOURNALS).await?;
     let kept = journals.iter().filter(|journal| !released.contains(&journal.id));
     let mut found: Vec<Hold> = kept.filter_map(|journal| Hold::of(journal, after, now)).collect();
-    // Of one that was left half-done everything is needed to get out of it.
-    if let Some(journal) = context.journals.read(stanza)?
-        && !journal.data_is_whole()
+    let Some(newest) = context.journals.read(stanza)? else { return Ok(found) };
+    if !newest.data_is_whole() {
+        // Of one that was left half-done everything is needed to get out of it.
+        found.push(Hold::of_unfinished(&newest));
+    } else if !released.contains(&newest.id) && !found.iter().any(|hold| hold.restore == newest.id)
     {
-        found.push(Hold::of_unfinished(&journal));
+        // Its copy may be lost with the history.
+        found.extend(Hold::of(&newest, after, now));
     }
     Ok(found)
 }
