@@ -135,19 +135,11 @@ impl Store {
 
     /// What is known of every backup that was verified.
     pub async fn verified(&self, stanza: StanzaName) -> Result<OfBackups<Verified>, StoreError> {
-        self.read(move |connection| {
-            let failed = during("read verifications");
-            let mut statement = connection
-                .prepare_cached("SELECT repo, label, at, good FROM verified WHERE stanza = ?1")
-                .map_err(&failed)?;
-            let mut rows = statement.query([stanza.as_str()]).map_err(&failed)?;
-            let mut found = BTreeMap::new();
-            while let Some(row) = rows.next().map_err(&failed)? {
-                let verified = Verified { at: time(row, "at")?, good: column(row, "good")? };
-                found.insert(key(row)?, verified);
-            }
-            Ok(found)
-        })
+        self.of_backups(
+            stanza,
+            "SELECT repo, label, at, good FROM verified WHERE stanza = ?1",
+            |row| Ok(Verified { at: time(row, "at")?, good: column(row, "good")? }),
+        )
         .await
     }
 
@@ -180,16 +172,27 @@ impl Store {
 
     /// What reading the manifests found, of every backup that was read.
     pub async fn read_backs(&self, stanza: StanzaName) -> Result<OfBackups<ReadBack>, StoreError> {
+        let sql = "SELECT repo, label, at, problem FROM read_backs WHERE stanza = ?1";
+        self.of_backups(stanza, sql, |row| {
+            Ok(ReadBack { at: time(row, "at")?, problem: column(row, "problem")? })
+        })
+        .await
+    }
+
+    /// What a query says of backups, each row by its `repo` and `label`.
+    async fn of_backups<T: Send + 'static>(
+        &self,
+        stanza: StanzaName,
+        sql: &'static str,
+        read: fn(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<OfBackups<T>, StoreError> {
         self.read(move |connection| {
-            let failed = during("read what is known of manifests");
-            let mut statement = connection
-                .prepare_cached("SELECT repo, label, at, problem FROM read_backs WHERE stanza = ?1")
-                .map_err(&failed)?;
+            let failed = during("read what is known of backups");
+            let mut statement = connection.prepare_cached(sql).map_err(&failed)?;
             let mut rows = statement.query([stanza.as_str()]).map_err(&failed)?;
             let mut found = BTreeMap::new();
             while let Some(row) = rows.next().map_err(&failed)? {
-                let read = ReadBack { at: time(row, "at")?, problem: column(row, "problem")? };
-                found.insert(key(row)?, read);
+                found.insert(key(row)?, read(row)?);
             }
             Ok(found)
         })

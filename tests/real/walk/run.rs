@@ -224,8 +224,10 @@ impl Walk {
         if self.world.prepared.len() >= 5 {
             return;
         }
-        // A prepared transaction has no time: recovery to a moment ends before the next commit only.
+        // A prepared transaction has no time: recovery to a moment before it ends at the next commit only,
+        // and brings it back, too.
         self.commit(0, 1);
+        self.snapshots.pop();
         let id = self.number();
         self.run(&format!("BEGIN; INSERT INTO t (id) VALUES ({id}); PREPARE TRANSACTION 'x{id}'"));
         self.world.prepared.insert(format!("x{id}"), id);
