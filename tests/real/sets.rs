@@ -225,6 +225,7 @@ fn a_manifest_that_is_damaged_later_lets_no_good_backup_go() {
     let job = instance.restore_to(&latest(), &json!({}));
     assert_eq!(set_of(&instance, &job), first, "{job:#}");
     rows.check_later();
+    instance.steer(id_of(&job), "release", &json!({})).expect(200);
     // With two that are good the damaged ones and the old one go.
     instance.good_backup("full");
     instance.good_backup("full");
