@@ -31,8 +31,9 @@ pub(super) struct World {
 }
 
 impl World {
-    /// What a server shows: each table read by its pages and by its index, each database read.
-    pub(super) fn seen(sql: &Sql) -> Self {
+    /// What a server shows: each table read by its pages and by its index, each database read. Some tables
+    /// cannot be read.
+    pub(super) fn seen(sql: &Sql, locked: &BTreeSet<String>) -> Self {
         let list = |query: &str| -> BTreeSet<String> {
             sql.run(query).lines().map(str::to_owned).collect()
         };
@@ -57,7 +58,11 @@ impl World {
         let prepared = list("SELECT gid FROM pg_prepared_xacts");
         let number = |gid: String| (gid.clone(), gid.trim_start_matches('x').parse().unwrap());
         Self {
-            tables: tables.lines().map(table).collect(),
+            tables: tables
+                .lines()
+                .filter(|line| !locked.contains(line.split('|').next().unwrap_or_default()))
+                .map(table)
+                .collect(),
             databases,
             tablespaces: list("SELECT spcname FROM pg_tablespace WHERE spcname LIKE 's_%'"),
             prepared: prepared.into_iter().map(number).collect(),
