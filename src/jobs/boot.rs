@@ -9,15 +9,16 @@ use rustix::process::Pid;
 use super::context::{ServerSide, Wake};
 use super::journal::{JournalError, Journals};
 use super::recorder::event;
-use super::restore;
+use super::restore::{self, give_back};
 use super::worker::{Ended, problem};
 use crate::clock;
+use crate::domain::SegmentSize;
 use crate::domain::job::{
     Job, JobError, JobEvent, JobId, JobKind, JobSpec, Outcome, RestoreSpec, Trigger,
 };
 use crate::domain::restore::{BootAction, Journal, Phase, on_boot};
 use crate::postgres::control::ControlData;
-use crate::postgres::{pgdata, stray, wal_links};
+use crate::postgres::{pgdata, stray};
 use crate::process::inspect::{self, ProcessIdentity};
 use crate::process::stop;
 use crate::store::{JobFilter, Store, StoreError};
@@ -148,16 +149,24 @@ async fn unfinished_restore(
     match action {
         BootAction::Nothing => Ok(Found::default()),
         BootAction::Abort => {
-            // Copies of what pg_wal still has; not there if it did not come to that.
-            journal.kept_wal = None;
-            let _ = std::fs::remove_dir_all(journals.kept_wal_dir(&journal));
+            // Not there if it did not come to that.
+            let kept = journals.kept_wal_dir(&journal);
             let pg_wal = side.data_dir.join("pg_wal");
-            if let Err(error) = wal_links::remove(&pg_wal) {
-                tracing::warn!("cannot remove the links to WAL in {}: {error}", pg_wal.display());
-            }
+            let size = journal.segment_bytes.and_then(|bytes| SegmentSize::try_from(bytes).ok());
+            let (own, size) = (journal.timeline_before, size.unwrap_or_default());
+            let given = give_back(&pg_wal, Some(&kept), own, size);
+            journal.kept_wal = given.as_ref().err().map(|_| kept.clone());
             journal.phase = Phase::Aborted;
             journal.written_at = clock::now();
             journals.write(&journal)?;
+            match given {
+                Ok(()) => {
+                    let _ = std::fs::remove_dir_all(&kept);
+                }
+                Err(error) => {
+                    tracing::warn!("cannot give back WAL to {}: {error}", pg_wal.display());
+                }
+            }
             store.keep_journal(journal).await?;
             Ok(Found::default())
         }

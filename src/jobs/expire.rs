@@ -282,9 +282,10 @@ fn from_error(error: &RetentionError) -> JobError {
         RetentionError::Refused(
             Refused::InUse(..) | Refused::AfterRestore(..) | Refused::LastFull(..),
         ) => "backup-in-use",
-        RetentionError::Journal(_) | RetentionError::PinsOff | RetentionError::Removing(_) => {
-            "refused"
-        }
+        RetentionError::Journal(_)
+        | RetentionError::PinsOff
+        | RetentionError::Unfinished(_)
+        | RetentionError::Removing(_) => "refused",
     };
     problem(code, error.to_string(), &[])
 }

@@ -28,6 +28,7 @@ use super::context::{Context, ServerSide};
 use super::queue::Helm;
 use super::recorder::Recorder;
 pub(super) use close::of_done;
+pub(super) use wal::give_back;
 
 use super::worker::{Ended, problem};
 use crate::clock;

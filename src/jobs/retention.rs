@@ -27,7 +27,7 @@ use crate::domain::retention::{
     WalLimit,
 };
 use crate::domain::sets::{Judgement, Judgements, Verified};
-use crate::domain::{Annotations, BackupLabel, RepoKey, StanzaName};
+use crate::domain::{Annotations, BackupLabel, JobId, RepoKey, StanzaName};
 use crate::pgbackrest::conf::UserOptions;
 use crate::pgbackrest::info::{Backup, StanzaInfo};
 use crate::store::StoreError;
@@ -112,6 +112,9 @@ pub enum RetentionError {
     /// `retention.pins` is off.
     #[error("backups cannot be pinned: retention.pins is false in Headrest's configuration")]
     PinsOff,
+    /// What a restore keeps is needed to end it.
+    #[error("restore {0} stopped half way: what it keeps is needed to end it")]
+    Unfinished(JobId),
     /// Backups are being removed.
     #[error("backups of stanza {0} are being removed at present")]
     Removing(StanzaName),

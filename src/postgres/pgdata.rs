@@ -209,10 +209,13 @@ pub fn survey(pgdata: &Path, uid: u32) -> io::Result<Survey> {
         }
         let of_tablespace = link.parent().is_some_and(|parent| parent.ends_with("pg_tblspc"));
         let mut beyond = Survey::default();
-        if !of_tablespace {
+        // What other links lead to stays, unless the set has it.
+        if link == pgdata.join("pg_wal") {
             if real.is_dir() {
                 walk(&real, uid, &mut beyond)?;
             }
+        } else if !of_tablespace {
+            continue;
         } else if let (Some(version), Ok(entries)) = (&version, fs::read_dir(&real)) {
             // What other clusters have there is theirs.
             let own = entries.flatten().map(|entry| entry.path());
@@ -249,6 +252,11 @@ fn walk(directory: &Path, uid: u32, found: &mut Survey) -> io::Result<()> {
             let entry = entry?;
             let meta = match entry.metadata() {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                // Of a directory that can be listed and not be entered.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    found.foreign.get_or_insert(entry.path());
+                    continue;
+                }
                 meta => meta?,
             };
             let closed = meta.is_dir() && meta.mode() & 0o300 != 0o300;
@@ -284,6 +292,10 @@ pub fn prepare_for_recovery(pgdata: &Path) -> io::Result<()> {
     let settings = pgdata.join("postgresql.auto.conf");
     fs::set_permissions(&settings, fs::Permissions::from_mode(0o600))?;
     fs::File::open(&settings)?.sync_all()?;
+    match fs::remove_file(pgdata.join("recovery.signal")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
     let signal = fs::OpenOptions::new()
         .write(true)
         .create(true)

@@ -225,6 +225,32 @@ impl Store {
         .await
     }
 
+    /// The copies of a stanza's journals of restores that were asked for since a moment, newest first.
+    pub async fn journals_since(
+        &self,
+        stanza: StanzaName,
+        since: Timestamp,
+    ) -> Result<Vec<Journal>, StoreError> {
+        // Ids begin with their time, in milliseconds.
+        let millis = u64::try_from(since.as_millisecond()).unwrap_or_default();
+        let first = format!("{:08x}-{:04x}", millis >> 16, millis & 0xffff);
+        self.read(move |connection| {
+            let failed = during("read restores' journals");
+            let mut statement = connection
+                .prepare_cached(
+                    "SELECT journal FROM restores WHERE stanza = ?1 AND id >= ?2 ORDER BY id DESC",
+                )
+                .map_err(&failed)?;
+            let mut rows = statement.query(params![stanza.as_str(), first]).map_err(&failed)?;
+            let mut journals = Vec::new();
+            while let Some(row) = rows.next().map_err(&failed)? {
+                journals.push(json(row, "journal")?);
+            }
+            Ok(journals)
+        })
+        .await
+    }
+
     /// The copies of a stanza's journals, newest first, at most so many.
     pub async fn kept_journals(
         &self,

@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::support::archive::{Damage, Damaged};
+use crate::support::fake::Fake;
 use crate::support::files::walk;
 use crate::support::instance::Instance;
 use crate::support::jobs::{RESTORES, accepted, id_of};
@@ -241,8 +242,9 @@ pub(crate) fn unarchived(instance: &Instance) -> usize {
 
 /// WAL that was dropped because the archive could not take it in time, and that PostgreSQL takes for
 /// archived. Nobody but `pg_wal` has it.
-fn dropped() -> (Instance, String, Rows) {
+fn dropped() -> (Instance, Fake, String, Rows) {
     let mut instance = Instance::new();
+    let fake = Fake::around_the_real_one(&mut instance);
     // Three segments: what a backup switches at its start and end fits in when the archive works.
     instance.set("PGBACKREST_ARCHIVE_PUSH_QUEUE_MAX", "50331648");
     instance.start();
@@ -261,12 +263,31 @@ fn dropped() -> (Instance, String, Rows) {
     assert!(log.contains("dropped WAL file"), "{log}");
     rows.add(10);
     let label = backup["result"]["label"].as_str().unwrap().to_owned();
-    (instance, label, rows)
+    (instance, fake, label, rows)
+}
+
+#[test]
+fn dropped_wal_is_given_back_by_a_restore_that_changes_nothing() {
+    let (instance, fake, set, rows) = dropped();
+    fake.on("restore", "exit 53");
+    let target = json!({ "type": "latest" });
+    for _ in 0..2 {
+        let id = instance.begin_restore_to(&target, &json!({ "set": set }));
+        let job = instance.wait_job(&id);
+        assert_eq!(job["restore"]["phase"], "aborted", "{job:#}\n{}", instance.job_log(&id));
+        instance.wait_ready();
+        rows.check();
+        assert_eq!(kept_wal(&instance), Vec::<PathBuf>::new());
+    }
+    fake.forget("restore");
+    set_writable(&instance.root.join("repo/archive"), true);
+    instance.restore_to(&target, &json!({ "set": set }));
+    rows.check_later();
 }
 
 #[test]
 fn dropped_wal_is_pushed_before_it_is_lost() {
-    let (instance, set, rows) = dropped();
+    let (instance, _fake, set, rows) = dropped();
     set_writable(&instance.root.join("repo/archive"), true);
     let plan = instance.plan(&json!({ "type": "latest" }), &json!({ "set": set }));
     assert!(!checks(&plan, "fail").contains(&"wal-gap".to_owned()), "{plan:#}");
@@ -283,7 +304,7 @@ fn dropped_wal_is_pushed_before_it_is_lost() {
 
 #[test]
 fn dropped_wal_that_no_archive_takes_is_kept() {
-    let (instance, set, mut rows) = dropped();
+    let (instance, _fake, set, mut rows) = dropped();
     let job = instance.restore_to(&json!({ "type": "latest" }), &json!({ "set": set }));
     rows.check_later();
     // Also what an undo needs.

@@ -163,11 +163,12 @@ fn postgres(server: &ServerFacts) -> Check {
         Up::Writes if !server.raised.is_empty() => warn(
             CheckId::Postgres,
             format!(
-                "takes writes, and was started with {}: its prepared transactions need that",
+                "takes writes, and was started with {}: prepared transactions need more than is \
+                 configured, or could have needed it after a crash",
                 server.raised.join(", ")
             ),
-            "Set these in postgresql.conf, or end the prepared transactions (pg_prepared_xacts): \
-             without Headrest PostgreSQL would not start.",
+            "Set these in postgresql.conf, or end the prepared transactions (pg_prepared_xacts), then \
+             restart PostgreSQL.",
         ),
         Up::Writes => pass(CheckId::Postgres, "takes writes".to_owned()),
         Up::Busy(what) => pass(CheckId::Postgres, what.clone()),

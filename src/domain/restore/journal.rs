@@ -426,6 +426,7 @@ impl Journal {
             return;
         }
         self.inherited_from = Some(earlier.id);
+        self.stopped_at = earlier.stopped_at.or(self.stopped_at);
         self.system_id = earlier.system_id.clone().or_else(|| self.system_id.take());
         self.timeline = self.timeline.or(earlier.timeline);
         self.timeline_before = earlier.timeline_before.or(self.timeline_before);

@@ -422,12 +422,6 @@ pub(in crate::http) async fn release(
         let detail = format!("restore {id} is still under way, and needs what it keeps");
         return Err(Problem { job: Some(id), ..Problem::new(ErrorCode::LaneBusy, detail) });
     }
-    let journal = state.store.kept_journal(id).await?;
-    if journal.is_some_and(|journal| !journal.phase.is_over()) {
-        let detail = format!("restore {id} stopped half way: what it keeps is needed to end it");
-        return Err(Problem { job: Some(id), ..Problem::new(ErrorCode::BackupInUse, detail) }
-            .hint("Restore once more first; then release that restore."));
-    }
     state.keeper.release(&spec.stanza, id, caller.by).await?;
     Ok(Json(RestoreView::new(&state, job, &spec).await?))
 }

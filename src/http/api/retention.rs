@@ -456,6 +456,9 @@ impl From<RetentionError> for Problem {
             }
             RetentionError::Refused(refused) => refused.into(),
             RetentionError::PinsOff => Self::new(ErrorCode::PinsOff, detail),
+            RetentionError::Unfinished(_) => Self::new(ErrorCode::BackupInUse, detail).hint(
+                "Restore once more until a restore has come to its end, then release this one.",
+            ),
             RetentionError::Removing(_) => {
                 Self { retry_after_s: Some(30), ..Self::new(ErrorCode::LaneBusy, detail) }
             }

@@ -41,10 +41,18 @@ pub(super) async fn all(
         let uid = rustix::process::geteuid().as_raw();
         let directory = side.data_dir.clone();
         let survey = tokio::task::spawn_blocking(move || pgdata::survey(&directory, uid)).await;
-        let survey = survey.ok().and_then(Result::ok).unwrap_or_default();
+        let (survey, error) = match survey {
+            Ok(Ok(survey)) => (survey, None),
+            // There is nothing to be replaced.
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
+                (Survey::default(), None)
+            }
+            Ok(Err(error)) => (Survey::default(), Some(error.to_string())),
+            Err(error) => (Survey::default(), Some(error.to_string())),
+        };
         checks.extend([
             pgdata_is_ours(side, ground),
-            owned_entries(&survey),
+            owned_entries(&survey, error),
             wal_loss(context, side, ground),
             space(side, ground, decision, &survey),
             set::layout(set.ok(), &survey),
@@ -182,7 +190,12 @@ fn pgdata_is_ours(side: &ServerSide, ground: &Ground) -> Check {
     }
 }
 
-fn owned_entries(survey: &Survey) -> Check {
+fn owned_entries(survey: &Survey, error: Option<String>) -> Check {
+    if let Some(error) = error {
+        let text =
+            format!("cannot look through PGDATA: {error}; a restore may fail on that half way");
+        return Check::fail(CheckId::OwnedEntries, text);
+    }
     match &survey.foreign {
         None => Check::pass(CheckId::OwnedEntries, "every entry of PGDATA can be replaced"),
         Some(path) => Check::fail(

@@ -182,7 +182,11 @@ async fn collect(
         let pg_wal = pg_wal.unwrap_or_default();
         // What PostgreSQL takes for archived may have been dropped (`archive-push-queue-max`).
         let done = pg_wal.done.iter().filter_map(|path| segment_of(path, size));
-        let dropped = done.filter(|segment| !catalogue.archived.has(*segment));
+        // What no backup needs any more was expired, not dropped.
+        let first = catalogue.sets.iter().map(|set| set.archive_start.number()).min();
+        let dropped = done.filter(|segment| {
+            first.is_none_or(|first| segment.number() >= first) && !catalogue.archived.has(*segment)
+        });
         catalogue.local = pg_wal.segments(size).chain(dropped).collect();
         match &half_done {
             Some(journal) => add_half_done(journal, &mut catalogue),

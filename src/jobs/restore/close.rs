@@ -1,6 +1,12 @@
 //! How a restore comes to its end: what is told, and whose the server is then.
 
+use std::fs;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
 use super::super::worker::{Ended, problem};
+use super::wal::give_back;
 use super::{Run, Stop};
 use crate::clock;
 use crate::domain::BackupType;
@@ -8,8 +14,9 @@ use crate::domain::job::{BackupSpec, JobError, JobResult, JobSpec, Outcome, Rest
 use crate::domain::restore::{Journal, Phase};
 use crate::postgres::pgdata::{self, Content};
 use crate::postgres::supervisor::{Actor, Order, Status};
-use crate::postgres::wal_links;
 
+/// How often it is tried to write the end of a restore down.
+const WRITE_EVERY: Duration = Duration::from_secs(5);
 /// The code of what is said of databases that cannot be used.
 pub(super) const DESTROYED: &str = "database-destroyed";
 
@@ -58,20 +65,43 @@ impl Run<'_> {
         }
     }
 
-    /// Nothing was changed: the server goes on.
+    /// Nothing was changed: the server goes on. The journal says so before the WAL that was kept goes, and
+    /// before anybody can commit.
     async fn go_on_as_before(&mut self) {
-        self.forget_kept_wal();
         let pg_wal = self.side.data_dir.join("pg_wal");
-        if let Err(error) = wal_links::remove(&pg_wal) {
-            tracing::warn!("cannot remove the links to WAL in {}: {error}", pg_wal.display());
+        let kept = self.journal.kept_wal.clone();
+        let own = self.journal.timeline_before;
+        match give_back(&pg_wal, kept.as_deref(), own, self.segment_size()) {
+            Ok(()) => self.journal.kept_wal = None,
+            Err(error) => {
+                // Then it stays where it is.
+                tracing::warn!("cannot give back WAL to {}: {error}", pg_wal.display());
+            }
         }
+        let was_intact = self.journal.phase.data_is_intact();
         match self.journal.phase.transition(Phase::Aborted) {
             Ok(aborted) => self.journal.phase = aborted,
             Err(refused) => tracing::error!("a bug in a restore's end: {refused}"),
         }
         self.journal.wait_for(None, clock::now());
-        if let Err(error) = self.write_journal().await {
+        while let Err(error) = self.write_journal().await {
             tracing::error!("cannot close the restore journal: {}", error.message);
+            // What it says on the disk decides about the next start of Headrest. Where that would restore
+            // once more, nobody may commit meanwhile.
+            if was_intact {
+                break;
+            }
+            self.recorder.stands_at(&format!("PostgreSQL stays down: {}", error.message)).await;
+            tokio::select! {
+                () = sleep(WRITE_EVERY) => {}
+                () = self.context.shutdown.cancelled() => return,
+            }
+        }
+        if self.journal.kept_wal.is_none()
+            && let Some(kept) = kept
+            && let Err(error) = fs::remove_dir_all(&kept)
+        {
+            tracing::warn!("cannot remove {}: {error}", kept.display());
         }
         self.recorder.phase(Phase::Aborted).await;
         if let Err(refusal) = self.order(Order::LowerFence).await {

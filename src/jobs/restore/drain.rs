@@ -98,8 +98,12 @@ impl Run<'_> {
         keep.extend(wal.without_status);
         keep.extend(unpushed);
         self.keep_or_refuse(&keep).await?;
-        wal_links::remove(&pg_wal)
-            .map_err(|error| unsaved(format!("cannot remove the links in pg_wal: {error}")))
+        // The delta restore empties pg_wal in any case.
+        if let Err(error) = wal_links::remove(&pg_wal) {
+            let text = format!("cannot remove the links to WAL in {}: {error}", pg_wal.display());
+            self.recorder.say(Level::Warn, text).await;
+        }
+        Ok(())
     }
 
     /// Stops the server that is to be replaced. Whatever WAL it has keeps a link meanwhile: its last

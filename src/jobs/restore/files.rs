@@ -87,7 +87,9 @@ impl Run<'_> {
         let again = lock.try_clone();
         match (self.pgbackrest_restore(lock, false).await, again) {
             (Err(error), Ok(lock))
-                if error.exit_code == Some(41) && pgdata::is_read_only(&settings) =>
+                if error.exit_code == Some(41)
+                    && error.message.contains("postgresql.auto.conf")
+                    && pgdata::is_read_only(&settings) =>
             {
                 let text = "postgresql.auto.conf is read-only in the backup, so pgBackRest cannot write to \
                             it: restoring once more without that, and making it writable";

@@ -225,9 +225,16 @@ pub(super) async fn archive_end(
 pub(super) async fn refuse_foreign_entries(data_dir: std::path::PathBuf) -> Result<(), JobError> {
     let uid = rustix::process::geteuid().as_raw();
     let walk = tokio::task::spawn_blocking(move || pgdata::survey(&data_dir, uid)).await;
-    let Ok(Ok(pgdata::Survey { foreign: Some(path), .. })) = walk else {
+    let path = match walk {
+        Ok(Ok(pgdata::Survey { foreign: Some(path), .. })) => path,
+        Ok(Ok(_)) => return Ok(()),
         // Not there: the restore itself will tell.
-        return Ok(());
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Ok(Err(error)) => {
+            let message = format!("cannot look through PGDATA: {error}");
+            return Err(problem("storage-read", message, &["Correct that, then restore again."]));
+        }
+        Err(error) => return Err(problem("internal", error.to_string(), &[])),
     };
     Err(problem(
         "storage-read",

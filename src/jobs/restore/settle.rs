@@ -10,6 +10,8 @@ use super::super::plans::add_histories;
 use super::Run;
 use super::wal::name_of;
 use crate::clock;
+use crate::domain::restore::Journal;
+use crate::domain::retention::Hold;
 use crate::domain::timeline::Timelines;
 use crate::pgbackrest::log::Level;
 use crate::postgres::client::Connection;
@@ -131,9 +133,19 @@ impl Run<'_> {
 
     async fn remove_old_kept_wal(&mut self) {
         let stanza = self.journal.stanza.clone();
-        let Ok(recent) = self.context.store.kept_journals(stanza, KEPT_FOR).await else { return };
+        let store = &self.context.store;
+        let Ok(all) = store.kept_journals(stanza.clone(), ALL_JOURNALS).await else { return };
+        let Ok(released) = store.released_restores(stanza).await else { return };
         self.remove_old_asides_of_all().await;
-        let wanted: Vec<PathBuf> = recent.into_iter().filter_map(|j| j.kept_wal).collect();
+        // As long as the backups for the undo stay, and of the last restores anyway.
+        let (after, now) = (self.context.retention.config.after_restore, clock::now());
+        let is_held = |journal: &Journal| {
+            !released.contains(&journal.id) && Hold::of(journal, after, now).is_some()
+        };
+        let changed = all.iter().filter(|journal| !journal.phase.data_is_intact());
+        let recent = changed.take(KEPT_FOR as usize);
+        let held = all.iter().filter(|journal| is_held(journal));
+        let wanted: Vec<PathBuf> = recent.chain(held).filter_map(|j| j.kept_wal.clone()).collect();
         let directories = self.context.journals.kept_wal_dirs(&self.journal.stanza);
         for old in directories.into_iter().filter(|directory| !wanted.contains(directory)) {
             if self.journal.kept_wal.as_ref() == Some(&old) {

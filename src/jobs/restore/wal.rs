@@ -24,6 +24,7 @@ use crate::pgbackrest::log::Level;
 use crate::postgres::control::ControlData;
 use crate::postgres::pg_wal::{self, history_name, segment_of};
 use crate::postgres::state::ServerState;
+use crate::postgres::wal_links;
 
 /// How long the last commit may take to reach the archive while the server still runs. Draining
 /// takes care of what does not.
@@ -175,6 +176,39 @@ impl Run<'_> {
         let bytes = self.journal.segment_bytes;
         bytes.and_then(|bytes| SegmentSize::try_from(bytes).ok()).unwrap_or_default()
     }
+}
+
+/// Gives back to `pg_wal` what a restore that changes nothing has saved of it: the segments of the
+/// server's own timeline that its shutdown took for archived and removed. The server archives them once
+/// more. Can be done again.
+pub(in crate::jobs) fn give_back(
+    pg_wal: &Path,
+    kept: Option<&Path>,
+    own: Option<Timeline>,
+    size: SegmentSize,
+) -> io::Result<()> {
+    if !pg_wal.exists() {
+        return Ok(());
+    }
+    let is_missing = |path: &PathBuf| {
+        let segment = segment_of(path, size);
+        segment.is_some_and(|segment| {
+            Some(segment.timeline()) == own && !pg_wal.join(segment.to_string()).exists()
+        })
+    };
+    for path in wal_links::left(pg_wal, size)?.into_iter().filter(is_missing) {
+        let Some(name) = name_of(&path) else { continue };
+        fs::rename(&path, pg_wal.join(&name))?;
+        pg_wal::set_status(pg_wal, &name, true)?;
+    }
+    let kept = kept.into_iter().flat_map(|kept| fs::read_dir(kept).into_iter().flatten().flatten());
+    for path in kept.map(|entry| entry.path()).filter(is_missing) {
+        let Some(name) = name_of(&path) else { continue };
+        copy_durably(&path, &pg_wal.join(&name))?;
+        pg_wal::set_status(pg_wal, &name, true)?;
+    }
+    sync_directory(pg_wal)?;
+    wal_links::remove(pg_wal)
 }
 
 /// Copies a file so that it is there whole or not at all, also after a power failure.

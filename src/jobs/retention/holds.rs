@@ -1,5 +1,6 @@
 //! What the restores of the last days keep from retention, and its release.
 
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::timeout;
 
 use super::super::context::Context;
@@ -9,8 +10,8 @@ use crate::domain::restore::Journal;
 use crate::domain::retention::Hold;
 use crate::domain::{JobId, StanzaName};
 
-/// Journals that are looked at: a restore that is older than so many others holds nothing.
-const JOURNALS: u32 = 1000;
+/// For how long a restore may wait for its lane.
+const LONGEST_WAIT: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 /// Everything that is held at present.
 pub(super) async fn holds(
@@ -20,7 +21,9 @@ pub(super) async fn holds(
     let after = context.retention.config.after_restore;
     let released = context.store.released_restores(stanza.clone()).await?;
     let now = clock::now();
-    let journals = context.store.kept_journals(stanza.clone(), JOURNALS).await?;
+    let span = after.saturating_add(LONGEST_WAIT);
+    let since = now.saturating_sub(span).unwrap_or(Timestamp::MIN);
+    let journals = context.store.journals_since(stanza.clone(), since).await?;
     let kept = journals.iter().filter(|journal| !released.contains(&journal.id));
     let mut found: Vec<Hold> = kept.filter_map(|journal| Hold::of(journal, after, now)).collect();
     let Some(newest) = context.journals.read(stanza)? else { return Ok(found) };
@@ -36,11 +39,18 @@ pub(super) async fn holds(
 }
 
 impl Keeper {
-    /// What a restore that is over keeps at present.
+    /// What a restore keeps at present that can be released.
     pub async fn held_by(&self, journal: &Journal) -> Result<Option<Hold>, RetentionError> {
         let released = self.context.store.released_restores(journal.stanza.clone()).await?;
         let hold = Hold::of(journal, self.config().after_restore, clock::now());
-        Ok(hold.filter(|_| journal.phase.is_over() && !released.contains(&journal.id)))
+        let hold = hold.filter(|_| !released.contains(&journal.id));
+        Ok(if self.is_unfinished(&journal.stanza, journal.id)? { None } else { hold })
+    }
+
+    /// Whether PGDATA is no database because of this restore.
+    fn is_unfinished(&self, stanza: &StanzaName, restore: JobId) -> Result<bool, RetentionError> {
+        let newest = self.context.journals.read(stanza)?;
+        Ok(newest.is_some_and(|newest| newest.id == restore && !newest.data_is_whole()))
     }
 
     /// Keeps nothing any more for the undo of a restore, from now on.
@@ -50,6 +60,9 @@ impl Keeper {
         restore: JobId,
         by: &str,
     ) -> Result<(), RetentionError> {
+        if self.is_unfinished(stanza, restore)? {
+            return Err(RetentionError::Unfinished(restore));
+        }
         let gate = timeout(GATE_PATIENCE, self.context.retention.gate(stanza)).await;
         let _gate = gate.map_err(|_| RetentionError::Removing(stanza.clone()))?;
         let now = clock::now();

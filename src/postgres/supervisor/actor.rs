@@ -295,7 +295,7 @@ impl Supervisor {
         match prepare(&self.settings, fenced, self.may_initdb) {
             Ok(Prepared::Start) => {
                 self.said_before = self.lines.newest();
-                self.look_for_floors().await;
+                self.look_for_floors(false).await;
                 let raised = self.status.borrow().raised.clone();
                 match launch::launch(&self.settings, self.fenced.as_ref(), &raised).await {
                     Ok(postmaster) => self.began(postmaster, false),
@@ -308,7 +308,7 @@ impl Supervisor {
                     "PostgreSQL is running already; taking it over without a restart"
                 );
                 self.said_before = self.lines.newest();
-                self.look_for_floors().await;
+                self.look_for_floors(true).await;
                 self.began(postmaster, true);
             }
             Ok(Prepared::Initdb) => {
@@ -347,14 +347,15 @@ impl Supervisor {
     }
 
     /// Finds the settings that the data needs at more than is configured. A fenced server gets its own.
-    async fn look_for_floors(&mut self) {
+    async fn look_for_floors(&mut self, runs: bool) {
         let raised = match self.fenced {
             Some(_) => Vec::new(),
-            None => floors::needed(&self.settings).await,
+            None => floors::needed(&self.settings, runs).await,
         };
         for setting in &raised {
             tracing::warn!(
-                "PostgreSQL runs with {setting}: there are prepared transactions that need it"
+                "PostgreSQL is started with {setting}: there are prepared transactions, and PostgreSQL does \
+                 not start without a place for each"
             );
         }
         self.status.send_if_modified(|status| {
