@@ -10,7 +10,7 @@ use super::super::plans::add_histories;
 use super::Run;
 use super::wal::name_of;
 use crate::clock;
-use crate::domain::restore::Journal;
+use crate::domain::restore::{Journal, Phase};
 use crate::domain::retention::Hold;
 use crate::domain::timeline::Timelines;
 use crate::pgbackrest::log::Level;
@@ -140,7 +140,10 @@ impl Run<'_> {
         // As long as the backups for the undo stay, and of the last restores anyway.
         let (after, now) = (self.context.retention.config.after_restore, clock::now());
         let is_held = |journal: &Journal| {
-            !released.contains(&journal.id) && Hold::of(journal, after, now).is_some()
+            // One that changed nothing keeps what it could not give back.
+            let gave_up =
+                journal.phase == Phase::Aborted && now.duration_since(journal.written_at) < after;
+            !released.contains(&journal.id) && (gave_up || Hold::of(journal, after, now).is_some())
         };
         let changed = all.iter().filter(|journal| !journal.phase.data_is_intact());
         let recent = changed.take(KEPT_FOR as usize);
