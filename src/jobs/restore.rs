@@ -8,6 +8,7 @@ mod close;
 mod drain;
 mod files;
 mod finish;
+mod forks;
 mod prepare;
 mod quiet;
 mod recover;

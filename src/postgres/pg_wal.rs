@@ -64,6 +64,20 @@ pub fn set_status(pg_wal: &Path, name: &str, ready: bool) -> io::Result<()> {
     File::open(&directory)?.sync_all()
 }
 
+/// Copies a segment up to a position, durably; behind it there are zeroes, as in an unfinished one.
+pub fn copy_until(from: &Path, to: &Path, end: Lsn, size: SegmentSize) -> io::Result<()> {
+    let temporary = to.with_extension("headrest-tmp");
+    let length = end.get() % size.get();
+    let mut copy = File::create(&temporary)?;
+    io::copy(&mut File::open(from)?.take(length), &mut copy)?;
+    io::copy(&mut io::repeat(0).take(size.get() - length), &mut copy)?;
+    copy.sync_all()?;
+    let mode = fs::metadata(from)?.permissions();
+    fs::set_permissions(&temporary, mode)?;
+    fs::rename(&temporary, to)?;
+    to.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
 /// Makes the WAL in a recovering cluster's `pg_wal` end at a position: what is written there after it
 /// is overwritten with zeroes, as an unfinished segment has them, and later segments are removed.
 /// Nothing is lost by it: they are copies of what the archive has, or the restore keeps. The server

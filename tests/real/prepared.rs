@@ -1,5 +1,6 @@
 //! What a restore finds in the cluster beside its rows: prepared transactions, and replication slots.
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::health::wait_check;
@@ -7,6 +8,7 @@ use crate::support::instance::Instance;
 use crate::support::jobs::id_of;
 use crate::support::moments::at;
 use crate::support::rows::Rows;
+use crate::support::{PATIENCE, process, until};
 
 fn restart(instance: &Instance) {
     instance.order("restart");
@@ -54,6 +56,51 @@ fn prepared_transactions_come_back_although_the_set_allows_none() {
     instance.undo(id_of(&restore));
     rows.check_later();
     assert_eq!(instance.sql.run("SELECT gid FROM pg_prepared_xacts"), "pending");
+}
+
+/// Recovery replays the checkpoint after a crash from the newer timeline's copy of the segment, and reads
+/// the prepared transaction from the older timeline's, which is in no archive any more.
+#[test]
+fn a_prepared_transaction_comes_back_over_a_fork_in_its_own_segment() {
+    let mut instance = Instance::new();
+    let arguments = "-c listen_addresses=127.0.0.1 -c max_prepared_transactions=5";
+    instance.set("HEADREST_POSTGRES__ARGS", arguments);
+    instance.start();
+    instance.wait_ready();
+    instance.wait_restorable(&instance.wait_first_backup());
+    let mut rows = Rows::in_new_table(&instance.sql, "t");
+    rows.add(10);
+    instance.sql.run("BEGIN; INSERT INTO t VALUES (100); PREPARE TRANSACTION 'pending'");
+    let crashed = instance.postmaster().unwrap();
+    process::signal(crashed, Signal::KILL);
+    until("another server runs", PATIENCE, || {
+        instance.postmaster().filter(|now| *now != crashed && instance.server()["state"] == "ready")
+    });
+    instance.wait_ready();
+    rows.add(10);
+    let (moment, at_moment) = (instance.sql.now(), rows.clone());
+    rows.add(10);
+    let first = instance.restore_to(&at(moment), &json!({}));
+    at_moment.check_later();
+    let pending = |instance: &Instance| {
+        assert_eq!(instance.sql.run("SELECT gid FROM pg_prepared_xacts"), "pending");
+    };
+    pending(&instance);
+    let second = instance.good_restore();
+    let log = instance.job_log(id_of(&second));
+    assert!(log.contains("prepared transactions need it"), "no case of it: {log}");
+    at_moment.check_later();
+    pending(&instance);
+    // Nothing of it is left, and nothing of it gets into the archive.
+    let left = log.split("made WAL segment ").nth(1).unwrap().get(..24).unwrap();
+    assert!(!instance.data_dir().join("pg_wal").join(left).exists());
+    instance.good_backup("full");
+    instance.good_restore();
+    at_moment.check_later();
+    pending(&instance);
+    instance.undo(id_of(&first));
+    rows.check_later();
+    pending(&instance);
 }
 
 #[test]

@@ -227,6 +227,8 @@ impl Run<'_> {
                 return Ok(Seen::Going);
             }
             following.starts = 0;
+        } else if self.provide_left_segment(&reason).await {
+            following.starts = 0;
         }
         if self.journal.awaiting.is_some() && !for_want_of_room {
             self.wait_no_more().await;

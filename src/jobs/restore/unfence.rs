@@ -28,6 +28,7 @@ impl Run<'_> {
         if status.state.has_process() {
             self.stop_server().await?;
         }
+        self.remove_left_segments();
         // From here on the server is the supervisor's again, with its restarts.
         self.order(Order::LowerFence).await.map_err(|refusal| self.refused(&refusal))?;
         match self.context.postgres.order(Order::Start, Actor::Operator).await {
