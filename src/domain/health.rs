@@ -324,6 +324,12 @@ impl Facts {
         }
     }
 
+    /// Whether jobs have told of every backup that cannot be restored.
+    pub fn bad_sets_told(&self) -> bool {
+        let Some(Ok(repository)) = &self.repository else { return true };
+        repository.bad_sets.iter().all(|set| set.told.is_some())
+    }
+
     /// What that means at `now`, worst first.
     pub fn judge(&self, thresholds: &Thresholds, now: Timestamp) -> Vec<Check> {
         let mut checks = checks::all(self, thresholds, now);

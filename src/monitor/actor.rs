@@ -1,4 +1,4 @@
-//! The task that judges what was seen, writes down how things stand, and tells of changes.
+//! The task that judges what was seen, stores the health conditions, and tells of changes.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -193,9 +193,10 @@ impl Monitor {
             let new = now.duration_since(self.since) < FIRST_BACKUP;
             // The same while one is being made.
             let expected = new || facts.backing_up;
-            // The job that found it tells it when it has ended.
-            let job_tells = facts.backing_up
-                && (state.is_about(CheckId::PageChecksums) || state.is_about(CheckId::BackupSets));
+            // The job that found it tells it when it has ended. Once it has, another job is no reason to wait.
+            let is_untold = state.is_about(CheckId::PageChecksums) && !facts.damage_told
+                || state.is_about(CheckId::BackupSets) && !facts.bad_sets_told();
+            let job_tells = facts.backing_up && is_untold;
             if before == state.level
                 || (expected && state.level == Level::Warn && name.is_for_new())
                 || job_tells
@@ -306,7 +307,10 @@ impl Monitor {
                 self.better_since.remove(&key);
                 self.told.insert(key, (after, since));
             }
-            Err(error) => tracing::error!("how things stand is not written: {}", chain(&error)),
+            Err(error) => tracing::error!(
+                "cannot store the health conditions of stanza {stanza}: {}",
+                chain(&error)
+            ),
         }
     }
 }

@@ -232,6 +232,13 @@ fn a_damaged_page_warns_until_a_backup_finds_none() {
     assert!(warned["detail"].as_str().unwrap().contains(label), "{warned}");
     assert_eq!(instance.http.get("/api/v1/health").status, 200);
     instance.http.get("/api/v1/health?strict=1").expect(503);
+    // What comes and goes between two looks is told by the jobs alone.
+    let store = rusqlite::Connection::open(instance.root.join("state/headrest.db")).unwrap();
+    crate::support::until("the condition is known", PATIENCE, || {
+        let known =
+            "SELECT count(*) FROM conditions WHERE name = 'page-checksums' AND level = 'warn'";
+        store.query_row(known, [], |row| row.get::<_, u32>(0)).ok().filter(|count| *count == 1)
+    });
     instance.sql.run("DROP TABLE t");
     instance.good_backup("full");
     wait_check(&instance, "page-checksums", "pass");
