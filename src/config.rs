@@ -314,6 +314,22 @@ mod tests {
     }
 
     #[test]
+    fn options_of_pgbackrest_that_name_a_file_stay_what_they_are() {
+        let names = [
+            "PGBACKREST_REPO1_SFTP_PRIVATE_KEY_FILE",
+            "PGBACKREST_REPO1_SFTP_PUBLIC_KEY_FILE",
+            "PGBACKREST_REPO1_STORAGE_CA_FILE",
+            "PGBACKREST_REPO1_HOST_KEY_FILE",
+            "PGBACKREST_TLS_SERVER_KEY_FILE",
+        ];
+        for name in names {
+            let pairs = [(name, "/keys/id")];
+            let config = Config::from_layers(&Flags::default(), &env(&pairs), None).unwrap();
+            assert_eq!(config.pgbackrest_env, [(name.to_owned(), "/keys/id".to_owned())]);
+        }
+    }
+
+    #[test]
     fn the_documented_default_file_loads_and_names_every_key() {
         let text = include_str!("../docker/headrest.default.toml");
         let config = Config::from_text(&Flags::default(), &env(&[]), text).unwrap();

@@ -242,7 +242,7 @@ impl<'a> Reader<'a> {
         let mut pairs = Vec::new();
         let variables: Vec<_> = self.environment.with_prefix("PGBACKREST_").collect();
         for (name, value) in variables {
-            match name.strip_suffix("_FILE").filter(|option| is_secret_option(option)) {
+            match name.strip_suffix("_FILE").filter(|option| is_read_from_file(option)) {
                 Some(option) => match std::fs::read_to_string(value) {
                     Ok(text) => {
                         pairs.push((
@@ -372,6 +372,13 @@ fn variable(key: &str) -> String {
 /// Whether the value of a pgBackRest variable must not be shown or written anywhere.
 pub(crate) fn is_secret_option(option: &str) -> bool {
     ["_PASS", "_KEY", "_SECRET", "_TOKEN"].iter().any(|end| option.ends_with(end))
+}
+
+/// Whether a file that `..._FILE` names holds the value of this option. pgBackRest has options of its own
+/// that name the file of a key: `repo1-sftp-private-key-file`, `tls-server-key-file`.
+fn is_read_from_file(option: &str) -> bool {
+    let own = ["PRIVATE_KEY", "PUBLIC_KEY", "HOST_KEY", "SERVER_KEY"];
+    is_secret_option(option) && !own.iter().any(|end| option.ends_with(end))
 }
 
 /// Keys of a table that nobody asked for. A table of which some key was asked for is known.

@@ -71,6 +71,9 @@ fn commits_in_the_unarchived_segment_of_a_killed_server_survive() {
     rows.check();
     // What was kept aside for an undo is not kept for ever.
     assert_eq!(kept_wal(&instance).len(), 2);
+    for restore in instance.jobs().iter().filter(|job| job["kind"] == "restore") {
+        instance.steer(id_of(restore), "release", &json!({})).expect(200);
+    }
     for _ in 0..5 {
         instance.good_restore();
     }
