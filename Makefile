@@ -147,7 +147,7 @@ images:
 # One seed, or several: SEED=1-50. A walk that fails prints the fewest steps that still fail.
 walk: packages rust
 	@export HEADREST_WALK_SEED=$(or $(SEED),1) HEADREST_WALK_STEPS=$(or $(STEPS),30)
-	$(CARGO) test --locked --test real -- --nocapture --exact walk::walks_as_far_as_somebody_wants
+	$(CARGO) test --locked --test real -- --nocapture --exact walk::walks_from_the_seed_of_the_environment
 
 bench: packages rust
 	@if $(MAKE) --no-print-directory engine; then $(MAKE) --no-print-directory images; fi

@@ -208,8 +208,8 @@ pub struct BadSet {
     pub label: BackupLabel,
     /// Why.
     pub why: String,
-    /// What told of it already: the event of a job.
-    pub told: Option<EventKind>,
+    /// The event of the job that has already reported it.
+    pub reported_by: Option<EventKind>,
 }
 
 /// The archive, compared with the server.
@@ -324,10 +324,10 @@ impl Facts {
         }
     }
 
-    /// Whether jobs have told of every backup that cannot be restored.
-    pub fn bad_sets_told(&self) -> bool {
+    /// Whether jobs have already reported every backup that cannot be restored.
+    pub fn bad_sets_reported(&self) -> bool {
         let Some(Ok(repository)) = &self.repository else { return true };
-        repository.bad_sets.iter().all(|set| set.told.is_some())
+        repository.bad_sets.iter().all(|set| set.reported_by.is_some())
     }
 
     /// What that means at `now`, worst first.

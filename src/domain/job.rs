@@ -42,6 +42,14 @@ impl JobId {
         let at = uuid::Timestamp::from_unix(uuid::NoContext, millis / 1000, nanos);
         Self(Uuid::new_v7(at))
     }
+
+    /// A text that sorts before the ids of all jobs created since a moment, and after those of earlier
+    /// jobs.
+    pub fn first_text_of(moment: Timestamp) -> String {
+        let millis = u64::try_from(moment.as_millisecond()).unwrap_or_default();
+        // The first 48 bits are the milliseconds (RFC 9562, 5.7).
+        format!("{:08x}-{:04x}", millis >> 16, millis & 0xffff)
+    }
 }
 
 impl fmt::Display for JobId {
@@ -411,6 +419,18 @@ mod tests {
             Just(JobEvent::Cancel),
             proptest::sample::select(Outcome::ALL.to_vec()).prop_map(JobEvent::Finish),
         ]
+    }
+
+    #[test]
+    fn ids_sort_by_the_moment_of_their_job() {
+        let at = |millis| Timestamp::from_millisecond(1_764_460_800_000 + millis).unwrap();
+        let first = JobId::first_text_of(at(0));
+        for millis in [0, 1, 70_000, 5_000_000_000] {
+            assert!(JobId::new(at(millis)).to_string() > first, "{millis}");
+        }
+        for millis in [-1, -70_000, -5_000_000_000] {
+            assert!(JobId::new(at(millis)).to_string() < first, "{millis}");
+        }
     }
 
     proptest! {

@@ -16,7 +16,7 @@ words! {
     State {
         /// Verified, and nothing wrong was found.
         Good = "good",
-        /// Nobody has verified it, and nothing wrong is known.
+        /// It was not verified, and no damage is known.
         Unverified = "unverified",
         /// The database had pages with wrong checksums when it was backed up. It can be restored, with
         /// those pages.

@@ -161,7 +161,7 @@ impl Catalog {
         self.slots.get(stanza).and_then(|slot| slot.last.borrow().clone())
     }
 
-    /// One backup with what only `info --set` tells (its databases, tablespaces and links), when its manifest
+    /// One backup with what only `info --set` answers (its databases, tablespaces and links), when its manifest
     /// was read before.
     pub fn set(&self, stanza: &StanzaName, label: &BackupLabel) -> Option<Arc<info::Backup>> {
         let sets = self.slots.get(stanza)?.sets.lock().unwrap_or_else(PoisonError::into_inner);
@@ -187,9 +187,9 @@ impl Catalog {
         if let Some(backup) = found.backups.iter().find(|backup| backup.label == *label) {
             return Ok(Ok(slot.keep(backup.clone())));
         }
-        let told = found.repos.iter().find(|known| known.key == repo);
-        let (code, message) = told.map_or((found.status.code, &found.status.message), |told| {
-            (told.status.code, &told.status.message)
+        let listed = found.repos.iter().find(|known| known.key == repo);
+        let (code, message) = listed.map_or((found.status.code, &found.status.message), |listed| {
+            (listed.status.code, &listed.status.message)
         });
         match info::manifest_problem(code, message) {
             Some(problem) => Ok(Err(problem)),

@@ -94,7 +94,7 @@ pub struct Plan {
     pub downtime_s: Option<u64>,
     /// The replication slots that will be gone.
     pub slots_lost: Vec<String>,
-    /// What the full backup afterwards lets go; `None` when that cannot be told.
+    /// What the full backup afterwards removes; `None` when retention cannot be calculated.
     pub full_afterwards: Option<FullAfterwards>,
     /// The timeline that the server is on now.
     pub timeline_before: Option<Timeline>,
@@ -348,7 +348,9 @@ impl Planner {
         let ground = gathered
             .inspect_err(|error| {
                 let cause = crate::telemetry::chain(error);
-                tracing::warn!("cannot tell what retention of stanza {stanza} removes: {cause}");
+                tracing::warn!(
+                    "cannot calculate what retention of stanza {stanza} removes: {cause}"
+                );
             })
             .ok()?;
         let after = self.context.retention.config.after_restore;

@@ -54,7 +54,7 @@ pub(super) async fn read_back(
     }
     let store = &context.store;
     if let Err(error) = store.set_read_back(stanza.clone(), repo, label.clone(), found).await {
-        // Whoever asked knows all the same.
+        // The caller gets the answer in any case.
         tracing::error!(
             "cannot store what reading the manifest of backup {label} found: {}",
             crate::telemetry::chain(&error)

@@ -113,13 +113,13 @@ pub(super) async fn new_backup(
             return None;
         }
     };
-    let told = report.backups.iter().find(|backup| backup.label == label.as_str());
-    let good = told.and_then(BackupReport::verdict)?;
+    let reported = report.backups.iter().find(|backup| backup.label == label.as_str());
+    let good = reported.and_then(BackupReport::verdict)?;
     let found = vec![(repo, label.clone(), Verified { at: clock::now(), good })];
     if let Err(error) = context.store.set_verified(stanza.clone(), found).await {
         tracing::error!("{}", crate::telemetry::chain(&error));
     }
-    if good { None } else { wrong_with(told) }
+    if good { None } else { wrong_with(reported) }
 }
 
 /// Runs `verify` of one repository.
@@ -208,13 +208,13 @@ impl Findings {
         }
         let before = self.error_count;
         for label in wanted {
-            let told = report.backups.iter().find(|backup| backup.label == label.as_str());
-            if let Some(wrong) = wrong_with(told) {
+            let reported = report.backups.iter().find(|backup| backup.label == label.as_str());
+            if let Some(wrong) = wrong_with(reported) {
                 self.error(format!("repository {repo}: backup {label}: {wrong}"));
             }
             self.backups += 1;
-            self.files += told.map_or(0, |told| told.checked);
-            self.verdicts.push((repo, label.clone(), told.and_then(BackupReport::verdict)));
+            self.files += reported.map_or(0, |reported| reported.checked);
+            self.verdicts.push((repo, label.clone(), reported.and_then(BackupReport::verdict)));
         }
         let told = self.error_count > before || !files.is_empty();
         match report.status {

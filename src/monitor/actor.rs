@@ -1,4 +1,4 @@
-//! The task that judges what was seen, stores the health conditions, and tells of changes.
+//! The task that judges what was seen, stores the health conditions, and notifies of changes.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -193,13 +193,14 @@ impl Monitor {
             let new = now.duration_since(self.since) < FIRST_BACKUP;
             // The same while one is being made.
             let expected = new || facts.backing_up;
-            // The job that found it tells it when it has ended. Once it has, another job is no reason to wait.
-            let is_untold = state.is_about(CheckId::PageChecksums) && !facts.damage_told
-                || state.is_about(CheckId::BackupSets) && !facts.bad_sets_told();
-            let job_tells = facts.backing_up && is_untold;
+            // The job that found it reports it when it ends. Once it has, the health need not wait for the end of
+            // another backup.
+            let is_unreported = state.is_about(CheckId::PageChecksums) && !facts.damage_told
+                || state.is_about(CheckId::BackupSets) && !facts.bad_sets_reported();
+            let job_reports = facts.backing_up && is_unreported;
             if before == state.level
                 || (expected && state.level == Level::Warn && name.is_for_new())
-                || job_tells
+                || job_reports
                 || !self.has_settled(&key, state.level < before)
             {
                 continue;

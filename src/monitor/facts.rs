@@ -142,7 +142,7 @@ pub(super) async fn gather(
         if let Some(Ok(known)) = &mut facts.repository {
             for set in &mut known.bad_sets {
                 let of_backup = told.failed.contains(&set.label);
-                set.told = of_backup.then_some(EventKind::BackupFailed).or(set.told);
+                set.reported_by = of_backup.then_some(EventKind::BackupFailed).or(set.reported_by);
             }
         }
     }
@@ -406,7 +406,7 @@ fn repository(stanza: &StanzaInfo, judgements: &Judgements) -> RepositoryFacts {
         BadSet {
             label: backup.label.clone(),
             why: judgement.why.clone().unwrap_or_default(),
-            told: (judgement.state == State::Damaged).then_some(EventKind::VerifyFailed),
+            reported_by: (judgement.state == State::Damaged).then_some(EventKind::VerifyFailed),
         }
     });
     facts.bad_sets = bad.collect();

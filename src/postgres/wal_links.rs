@@ -1,8 +1,9 @@
 //! Hard links to the WAL of a server that is about to be stopped, in a directory beside it.
 //!
-//! At its shutdown a server archives once more, and its last checkpoint removes what the archiver said is
-//! archived. Where `archive-push-queue-max` drops segments that is a lie, and nobody would have them any
-//! more. The links keep them until the restore has saved what no repository has.
+//! At its shutdown a server archives once more, and its last checkpoint removes the segments that the
+//! archiver has reported as archived. With `archive-push-queue-max` pgBackRest reports segments that it has
+//! dropped, so `pg_wal` has the only copy. The links keep these segments until the restore has saved what
+//! the repositories do not have.
 
 use std::fs;
 use std::io;

@@ -231,24 +231,7 @@ impl Store {
         stanza: StanzaName,
         since: Timestamp,
     ) -> Result<Vec<Journal>, StoreError> {
-        // Ids begin with their time, in milliseconds.
-        let millis = u64::try_from(since.as_millisecond()).unwrap_or_default();
-        let first = format!("{:08x}-{:04x}", millis >> 16, millis & 0xffff);
-        self.read(move |connection| {
-            let failed = during("read restores' journals");
-            let mut statement = connection
-                .prepare_cached(
-                    "SELECT journal FROM restores WHERE stanza = ?1 AND id >= ?2 ORDER BY id DESC",
-                )
-                .map_err(&failed)?;
-            let mut rows = statement.query(params![stanza.as_str(), first]).map_err(&failed)?;
-            let mut journals = Vec::new();
-            while let Some(row) = rows.next().map_err(&failed)? {
-                journals.push(json(row, "journal")?);
-            }
-            Ok(journals)
-        })
-        .await
+        self.journals(stanza, JobId::first_text_of(since), u32::MAX).await
     }
 
     /// The copies of a stanza's journals, newest first, at most so many.
@@ -257,14 +240,26 @@ impl Store {
         stanza: StanzaName,
         limit: u32,
     ) -> Result<Vec<Journal>, StoreError> {
+        self.journals(stanza, String::new(), limit).await
+    }
+
+    /// The copies of journals whose id is `first` or comes after it.
+    async fn journals(
+        &self,
+        stanza: StanzaName,
+        first: String,
+        limit: u32,
+    ) -> Result<Vec<Journal>, StoreError> {
         self.read(move |connection| {
             let failed = during("read restores' journals");
             let mut statement = connection
                 .prepare_cached(
-                    "SELECT journal FROM restores WHERE stanza = ?1 ORDER BY id DESC LIMIT ?2",
+                    "SELECT journal FROM restores WHERE stanza = ?1 AND id >= ?2 ORDER BY id DESC \
+                     LIMIT ?3",
                 )
                 .map_err(&failed)?;
-            let mut rows = statement.query(params![stanza.as_str(), limit]).map_err(&failed)?;
+            let mut rows =
+                statement.query(params![stanza.as_str(), first, limit]).map_err(&failed)?;
             let mut journals = Vec::new();
             while let Some(row) = rows.next().map_err(&failed)? {
                 journals.push(json(row, "journal")?);

@@ -232,7 +232,7 @@ fn a_damaged_page_warns_until_a_backup_finds_none() {
     assert!(warned["detail"].as_str().unwrap().contains(label), "{warned}");
     assert_eq!(instance.http.get("/api/v1/health").status, 200);
     instance.http.get("/api/v1/health?strict=1").expect(503);
-    // What comes and goes between two looks is told by the jobs alone.
+    // The health reports no condition that began and ended between two of its looks.
     let store = rusqlite::Connection::open(instance.root.join("state/headrest.db")).unwrap();
     crate::support::until("the condition is known", PATIENCE, || {
         let known =
@@ -249,7 +249,11 @@ fn a_damaged_page_warns_until_a_backup_finds_none() {
         told.all().into_iter().filter(is_it).collect()
     };
     let both = crate::support::within(PATIENCE, || (of_pages().len() == 2).then_some(()));
-    assert!(both.is_some(), "not both are told, and nothing else: {:#?}", told.all());
+    assert!(
+        both.is_some(),
+        "expected the two events of the damage and no others: {:#?}",
+        told.all()
+    );
     assert_eq!(of_pages(), [damage.as_str(), "health.changed info health:page-checksums"]);
 }
 

@@ -30,7 +30,7 @@ fn detail(instance: &Instance, check: &str, verdict: &str) -> String {
 }
 
 #[test]
-fn links_of_somebody_else_are_no_obstacle() {
+fn a_link_of_another_owner_on_the_way_to_pgdata_is_followed() {
     let mut instance = Instance::new();
     // When the test runs as root, these two links are root's.
     let real = instance.root.join("real");
@@ -118,8 +118,8 @@ fn directories_that_pgbackrest_cannot_use_are_found_before_anything_is_touched()
     let lock = instance.root.join("lock");
     set_mode(&lock, 0o500);
     let plan = instance.plan(&latest(), &json!({}));
-    let told = ["fail", "warn"].map(|verdict| checks(&plan, verdict)).concat();
-    assert!(told.contains(&"pgbackrest-directories".to_owned()), "{plan:#}");
+    let found = ["fail", "warn"].map(|verdict| checks(&plan, verdict)).concat();
+    assert!(found.contains(&"pgbackrest-directories".to_owned()), "{plan:#}");
     set_mode(&lock, 0o755);
     let stop = lock.join("main.stop");
     fs::write(&stop, "").unwrap();

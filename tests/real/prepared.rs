@@ -34,8 +34,9 @@ fn prepared_transactions_come_back_although_the_set_allows_none() {
     // Health says which setting to raise for good, as long as it is needed: a crash does not change that.
     let warned = |instance: &Instance| {
         let check = wait_check(instance, "postgres", "warn");
-        let told = check.to_string().contains("max_prepared_transactions = 3 (configured is 0)");
-        assert!(told, "{check:#}");
+        let is_named =
+            check.to_string().contains("max_prepared_transactions = 3 (configured is 0)");
+        assert!(is_named, "{check:#}");
     };
     warned(&instance);
     let raised = instance.server()["raised"].clone();
@@ -114,7 +115,7 @@ fn a_plan_lists_the_replication_slots_that_will_be_gone() {
     assert_eq!(instance.plan(&latest, &json!({}))["data_lost"], Value::Null);
     instance.sql.run("SELECT pg_create_physical_replication_slot('standby', true)");
     instance.sql.run("SELECT pg_create_logical_replication_slot('changes', 'test_decoding')");
-    let told = |instance: &Instance| {
+    let lists_both = |instance: &Instance| {
         let plan = instance.plan(&latest, &json!({}));
         let lost = &plan["data_lost"];
         assert_eq!(lost["replication_slots"], json!(["changes", "standby"]), "{plan:#}");
@@ -122,9 +123,9 @@ fn a_plan_lists_the_replication_slots_that_will_be_gone() {
             lost["text"].as_str().unwrap().starts_with("the replication slots changes, standby")
         );
     };
-    told(&instance);
+    lists_both(&instance);
     instance.stop_server();
-    told(&instance);
+    lists_both(&instance);
     instance.good_restore();
     assert_eq!(instance.plan(&latest, &json!({}))["data_lost"], Value::Null);
 }

@@ -379,7 +379,7 @@ fn two_restores_in_a_row_leave_everything_before_the_first_restorable() {
 }
 
 #[test]
-fn nothing_is_kept_for_an_undo_that_nobody_wants() {
+fn without_after_restore_retention_decides_alone() {
     let mut instance = Instance::new();
     instance.set("HEADREST_RETENTION__AFTER_RESTORE", "0s");
     instance.start();

@@ -244,7 +244,7 @@ pub(crate) fn unarchived(instance: &Instance) -> usize {
 }
 
 /// WAL that was dropped because the archive could not take it in time, and that PostgreSQL takes for
-/// archived. Nobody but `pg_wal` has it.
+/// archived. Only `pg_wal` has it.
 fn dropped() -> (Instance, Fake, String, Rows) {
     let mut instance = Instance::new();
     let fake = Fake::around_the_real_one(&mut instance);

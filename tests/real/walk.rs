@@ -1,7 +1,7 @@
 //! A random walk against a model: whatever is done in whatever order, each restore brings exactly what
 //! was asked for, and every commit that was acknowledged can be reached again.
 //!
-//! `make walk SEED=1-50 STEPS=30` walks as often and as far as somebody wants. A walk that fails prints
+//! `make walk SEED=1-50 STEPS=30` takes other seeds and more steps. A walk that fails prints
 //! its seed, and the fewest steps that still fail.
 
 mod model;
@@ -58,9 +58,9 @@ fn walk(seed: u64, length: usize, shorten: Duration) {
     }
 }
 
-/// As somebody wants it (`SEED` may be `1-50`), or a short one.
+/// With the seeds and steps of the environment (`SEED` may be `1-50`); by default a short walk.
 #[test]
-fn walks_as_far_as_somebody_wants() {
+fn walks_from_the_seed_of_the_environment() {
     let text = |name: &str| env::var(name).ok().filter(|text| !text.is_empty());
     let seed = text("HEADREST_WALK_SEED");
     let steps = text("HEADREST_WALK_STEPS").map_or(20, |steps| steps.parse().unwrap());

@@ -190,7 +190,7 @@ pub fn event_of(
             let given_up = facts.restore.as_ref().is_some_and(|restore| restore.given_up.is_some());
             given_up.then_some(EventKind::RestoreFailed)
         }
-        (CheckId::BackupSets, _) => told_of_sets(facts),
+        (CheckId::BackupSets, _) => reporter_of_sets(facts),
         (CheckId::PageChecksums, _) if facts.damage_told => Some(EventKind::BackupWarned),
         (CheckId::Schedule, _) => schedule.and_then(|schedule| {
             let outcome = schedule.trouble.as_ref()?.told?;
@@ -217,11 +217,11 @@ pub fn event_of(
     })
 }
 
-/// The one event that has told of every backup that cannot be restored.
-fn told_of_sets(facts: &Facts) -> Option<EventKind> {
+/// The event that has reported every backup that cannot be restored, when it is the same one.
+fn reporter_of_sets(facts: &Facts) -> Option<EventKind> {
     let known = facts.repository.as_ref()?.as_ref().ok()?;
-    let first = known.bad_sets.first()?.told?;
-    known.bad_sets.iter().all(|set| set.told == Some(first)).then_some(first)
+    let first = known.bad_sets.first()?.reported_by?;
+    known.bad_sets.iter().all(|set| set.reported_by == Some(first)).then_some(first)
 }
 
 fn severity(level: Level) -> Severity {

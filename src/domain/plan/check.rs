@@ -33,7 +33,7 @@ words! {
         Space = "space",
         /// pgBackRest's spool, lock and log directories can be used.
         PgbackrestDirectories = "pgbackrest-directories",
-        /// Nobody has stopped pgBackRest.
+        /// pgBackRest has no stop file.
         StopFile = "stop-file",
         /// Tablespaces and links can be restored where they were.
         Layout = "layout",

@@ -213,7 +213,7 @@ pub(in crate::http) struct PlanView {
     refused: bool,
     /// What is on the server now and will not be there afterwards; null when nothing.
     data_lost: Option<LostView>,
-    /// What the full backup after the restore does to the older backups; null when that cannot be told.
+    /// What the full backup after the restore does to the older backups; null when retention cannot be calculated.
     full_afterwards: Option<FullAfterwardsView>,
     /// pgBackRest's command line.
     command: Vec<String>,
@@ -292,10 +292,10 @@ impl LostView {
                 slots.join(", ")
             )
         });
-        let told: Vec<String> = commits.into_iter().chain(of_slots).collect();
+        let parts: Vec<String> = commits.into_iter().chain(of_slots).collect();
         let segment = |segment: Option<WalSegment>| segment.map(|segment| segment.to_string());
-        (!told.is_empty()).then(|| Self {
-            text: told.join("; and "),
+        (!parts.is_empty()).then(|| Self {
+            text: parts.join("; and "),
             wal_from: segment(lost.and_then(|lost| lost.first)),
             wal_to: segment(lost.and_then(|lost| lost.last)),
             replication_slots: slots.clone(),

@@ -434,7 +434,7 @@ impl From<Refused> for Problem {
             Refused::Pinned(_) => Self::new(ErrorCode::BackupPinned, detail)
                 .hint("PATCH it with {\"pinned\": false} first."),
             Refused::AfterRestore(..) => Self::new(ErrorCode::BackupInUse, detail).hint(
-                "When you are sure that nobody will undo that restore, release it first: POST \
+                "If that restore will not be undone, release it first: POST \
                  /api/v1/restores/ID/release.",
             ),
             Refused::InUse(..) | Refused::LastFull(..) => Self::new(ErrorCode::BackupInUse, detail),

@@ -182,7 +182,8 @@ async fn window_of(state: &AppState, stanza: &StanzaName) -> Option<Window> {
 /// What retention removes after a full that ends now, in words.
 async fn full_removes(state: &AppState, stanza: &StanzaName) -> String {
     let Ok(ground) = state.keeper.look(stanza).await else {
-        return "It cannot be told which backups retention removes after a full.".to_owned();
+        return "Headrest cannot calculate which backups retention removes after a full."
+            .to_owned();
     };
     let labels: Vec<String> =
         ground.after_full(None).into_iter().map(|(_, label)| label.to_string()).collect();

@@ -86,8 +86,8 @@ impl Run<'_> {
         self.journal.wait_for(None, clock::now());
         while let Err(error) = self.write_journal().await {
             tracing::error!("cannot close the restore journal: {}", error.message);
-            // What it says on the disk decides about the next start of Headrest. Where that would restore
-            // once more, nobody may commit meanwhile.
+            // The next start of Headrest reads the journal on the disk. Where that would restore once more,
+            // PostgreSQL must not take commits meanwhile.
             if was_intact {
                 break;
             }

@@ -33,7 +33,7 @@ const LINK_EVERY: Duration = Duration::from_millis(50);
 impl Run<'_> {
     /// Saves what only `pg_wal` has. The server is down.
     pub(super) async fn drain(&mut self) -> Result<(), Stop> {
-        // Once more, now that nobody changes it any more.
+        // Once more, because the server is down and PGDATA does not change any more.
         prepare::refuse_foreign_entries(self.side.data_dir.clone()).await.map_err(Stop::Aborted)?;
         let control = self.control().await;
         if self.is_of_another(control.as_ref()) {
@@ -76,7 +76,7 @@ impl Run<'_> {
         let dropped = self.dropped(&wal, size).await;
         let (to_push, mut keep) = self.to_push(dropped, size);
         let (pushed, unpushed) = self.push_all([to_push, wal.ready].concat(), size).await;
-        // Of another timeline than the server's the plan has told the end.
+        // For a timeline other than the server's the plan has set the end.
         if self.journal.timeline == self.journal.timeline_before
             || self.journal.timeline_before.is_none()
         {

@@ -25,8 +25,10 @@ impl Run<'_> {
             return false;
         };
         let Some(left_at) = self.left_at(name) else { return false };
-        let made = pg_wal::copy_until(&pg_wal.join(wanted), &to, left_at, self.segment_size())
-            .and_then(|()| pg_wal::set_status(&pg_wal, name, false));
+        // The status first: a server must never archive this as a whole segment.
+        let made = pg_wal::set_status(&pg_wal, name, false).and_then(|()| {
+            pg_wal::copy_until(&pg_wal.join(wanted), &to, left_at, self.segment_size())
+        });
         let (text, is_made) = match made {
             Ok(()) => (
                 format!("made WAL segment {name} up to {left_at}: prepared transactions need it"),
@@ -53,8 +55,9 @@ impl Run<'_> {
     pub(super) fn remove_left_segments(&self) {
         let pg_wal = self.side.data_dir.join("pg_wal");
         for name in self.journal.left_in.keys() {
-            let status = pg_wal.join("archive_status");
-            let own = [pg_wal.join(name), status.join(format!("{name}.done"))];
+            let status = pg_wal.join("archive_status").join(name);
+            let own =
+                [pg_wal.join(name), status.with_extension("done"), status.with_extension("ready")];
             for path in own.into_iter().filter(|path| path.exists()) {
                 if let Err(error) = fs::remove_file(&path) {
                     tracing::warn!("cannot remove {}: {error}", path.display());

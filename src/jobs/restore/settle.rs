@@ -125,18 +125,12 @@ impl Run<'_> {
         self.journal.unarchived.sort();
     }
 
-    async fn remove_old_asides_of_all(&mut self) {
-        let stanza = self.journal.stanza.clone();
-        let Ok(all) = self.context.store.kept_journals(stanza, ALL_JOURNALS).await else { return };
-        self.remove_old_asides(&all, KEPT_FOR as usize).await;
-    }
-
     async fn remove_old_kept_wal(&mut self) {
         let stanza = self.journal.stanza.clone();
         let store = &self.context.store;
         let Ok(all) = store.kept_journals(stanza.clone(), ALL_JOURNALS).await else { return };
         let Ok(released) = store.released_restores(stanza).await else { return };
-        self.remove_old_asides_of_all().await;
+        self.remove_old_asides(&all, KEPT_FOR as usize).await;
         // As long as the backups for the undo stay, and of the last restores anyway.
         let (after, now) = (self.context.retention.config.after_restore, clock::now());
         let is_held = |journal: &Journal| {

@@ -18,7 +18,7 @@ use crate::postgres::client::Connection;
 const VERIFIED_AT_ONCE: u64 = 1 << 30;
 
 /// The backup that a diff or incr would build upon, when its manifest cannot be read: pgBackRest would
-/// fail then (exit code 29), with every one until somebody makes a full.
+/// fail then (exit code 29), and so would each later one until a full backup is made.
 pub(super) async fn unreadable_prior(
     context: &Context,
     spec: &BackupSpec,

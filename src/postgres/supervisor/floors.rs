@@ -1,7 +1,7 @@
 //! Settings that the data in PGDATA needs at least at some value, although a lower one is configured.
 //!
 //! Prepared transactions are restored at every start, and PostgreSQL does not start with fewer places for
-//! them than there are ("maximum number of prepared transactions reached"). A restore, or somebody's
+//! them than there are ("maximum number of prepared transactions reached"). A restore, or a
 //! change of the configuration, leaves such a cluster.
 
 use std::fmt;
@@ -47,7 +47,7 @@ impl fmt::Display for Raised {
 pub(super) async fn needed(settings: &Settings, runs: bool) -> Vec<Raised> {
     let found = timeout(ALL_PATIENCE, look(settings, runs)).await;
     found.unwrap_or_else(|_| {
-        tracing::warn!("cannot tell in time whether prepared transactions need higher settings");
+        tracing::warn!("cannot read in time whether prepared transactions need higher settings");
         Vec::new()
     })
 }
@@ -55,7 +55,7 @@ pub(super) async fn needed(settings: &Settings, runs: bool) -> Vec<Raised> {
 async fn look(settings: &Settings, runs: bool) -> Vec<Raised> {
     let pgdata = &settings.config.data_dir;
     let Ok(control) = ControlData::read(&settings.binaries, &settings.env, pgdata).await else {
-        // Then the start itself tells what is wrong.
+        // Then the start fails and names the cause.
         return Vec::new();
     };
     let floor = |name: &str| control.setting_floors.get(name).copied().unwrap_or_default();

@@ -71,7 +71,7 @@ impl World {
 
     /// What is different in what was found, in words.
     pub(super) fn differences(&self, found: &Self) -> Vec<String> {
-        let mut told = Vec::new();
+        let mut found_wrong = Vec::new();
         let names: BTreeSet<&String> = self.tables.keys().chain(found.tables.keys()).collect();
         for name in names {
             match (self.tables.get(name), found.tables.get(name)) {
@@ -79,27 +79,27 @@ impl World {
                     let lost: Vec<_> = wanted.rows.difference(&is.rows).collect();
                     let strange: Vec<_> = is.rows.difference(&wanted.rows).collect();
                     let layout = |table: &Table| (table.columns, table.tablespace.clone());
-                    told.push(format!(
+                    found_wrong.push(format!(
                         "table {name}: lost {lost:?}, strange {strange:?}, {:?} for {:?}",
                         layout(is),
                         layout(wanted)
                     ));
                 }
                 (Some(_), Some(_)) => {}
-                (Some(_), None) => told.push(format!("table {name} is lost")),
-                (None, _) => told.push(format!("table {name} is strange")),
+                (Some(_), None) => found_wrong.push(format!("table {name} is lost")),
+                (None, _) => found_wrong.push(format!("table {name} is strange")),
             }
         }
         let mut sets = |what: &str, wanted: &BTreeSet<String>, is: &BTreeSet<String>| {
             if wanted != is {
-                told.push(format!("{what}: {is:?} instead of {wanted:?}"));
+                found_wrong.push(format!("{what}: {is:?} instead of {wanted:?}"));
             }
         };
         sets("databases", &self.databases, &found.databases);
         sets("tablespaces", &self.tablespaces, &found.tablespaces);
         let gids = |world: &Self| world.prepared.keys().cloned().collect();
         sets("prepared transactions", &gids(self), &gids(found));
-        told
+        found_wrong
     }
 }
 

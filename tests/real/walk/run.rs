@@ -26,7 +26,7 @@ const POINTS: &str = "/api/v1/stanzas/main/restore-points";
 /// How long a job of a restore that pauses is asked for the end of it.
 const DECIDED_WITHIN: Duration = Duration::from_secs(120);
 
-/// A transaction that somebody leaves open.
+/// A transaction that stays open.
 struct Long {
     session: Child,
     row: u32,
@@ -44,7 +44,7 @@ pub(super) struct Walk {
     instance: Instance,
     fake: Fake,
     world: World,
-    /// Numbers are given once in a walk: what comes back from a discarded future is told by its number.
+    /// Numbers are given once in a walk: a row that comes back from a discarded future shows by its number.
     next: u32,
     snapshots: Vec<Snapshot>,
     /// The backups of the present branch.
@@ -164,11 +164,11 @@ impl Walk {
 
     /// The moment as it is now.
     fn here(&self, xid: Option<u64>, point: Option<String>) -> Snapshot {
-        let told = self.run(
+        let answer = self.run(
             "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, lsn, \
              ('x' || left(pg_walfile_name(lsn), 8))::bit(32)::int FROM pg_current_wal_insert_lsn() lsn",
         );
-        let fields: Vec<&str> = told.split('|').collect();
+        let fields: Vec<&str> = answer.split('|').collect();
         Snapshot {
             world: self.world.clone(),
             moment: Timestamp::from_microsecond(fields[0].parse().unwrap()).unwrap(),
@@ -186,7 +186,7 @@ impl Walk {
         self.snapshots.push(here);
     }
 
-    /// A table in which nobody has anything open.
+    /// A table without an open transaction.
     fn some_table(&self, number: u32) -> String {
         nth(self.world.tables.keys(), number).cloned().unwrap_or_else(|| "t".to_owned())
     }
@@ -414,8 +414,8 @@ impl Walk {
     /// What is there is what should be there.
     #[track_caller]
     fn check(&self, when: &str) {
-        let told = self.world.differences(&World::seen(&self.instance.sql, &BTreeSet::new()));
-        assert!(told.is_empty(), "{when}: {told:#?}");
+        let wrong = self.world.differences(&World::seen(&self.instance.sql, &BTreeSet::new()));
+        assert!(wrong.is_empty(), "{when}: {wrong:#?}");
     }
 
     /// The newest backup that is left from which a snapshot can be reached.
@@ -453,7 +453,7 @@ impl Walk {
         };
         match (done["state"].as_str(), done["restore"]["phase"].as_str()) {
             (Some("succeeded"), _) => self.arrive(&id, &there, Some(before)),
-            // Given up by somebody, and what was there is back.
+            // Abandoned: what was there before is back.
             (Some("cancelled"), Some("done")) => self.arrive(&id, &before, None),
             // It was killed before it changed anything.
             (Some("interrupted" | "failed"), phase) if phase.is_none_or(is_untouched) => {
@@ -577,8 +577,8 @@ impl Walk {
         let locked: BTreeSet<String> = fence.run(locked).lines().map(str::to_owned).collect();
         let mut wanted = World { prepared: BTreeMap::new(), ..at.world.clone() };
         wanted.tables.retain(|name, _| !locked.contains(name));
-        let told = wanted.differences(&World::seen(&fence, &locked));
-        assert!(told.is_empty(), "paused at {view:#?}: {told:#?}");
+        let wrong = wanted.differences(&World::seen(&fence, &locked));
+        assert!(wrong.is_empty(), "paused at {view:#?}: {wrong:#?}");
     }
 
     fn killed(&mut self, id: &str, ms: u16, all: bool) -> Value {

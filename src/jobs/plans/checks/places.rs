@@ -11,10 +11,10 @@ use crate::domain::StanzaName;
 use crate::domain::plan::check::{Check, CheckId};
 use crate::pgbackrest::conf::DEFAULT_LOCK_PATH;
 
-/// Where `archive-push` and `archive-get` keep their queues when nobody says otherwise (manual, "Spool
+/// Where `archive-push` and `archive-get` keep their queues by default (manual, "Spool
 /// Path Option").
 const DEFAULT_SPOOL_PATH: &str = "/var/spool/pgbackrest";
-/// Where the log files are when nobody says otherwise (manual, "Log Path Option").
+/// Where the log files are by default (manual, "Log Path Option").
 const DEFAULT_LOG_PATH: &str = "/var/log/pgbackrest";
 
 /// The value of an option of a command, as the user or Headrest has set it.
@@ -124,19 +124,19 @@ fn foreign_lock(directory: &Path, stanza: &StanzaName, is_async: bool) -> Option
     locks.find(closed).map(|path| format!("has {}, which is not ours", path.display()))
 }
 
-/// Whether somebody stopped pgBackRest: then recovery gets no WAL.
+/// Whether pgBackRest has a stop file: archive-get fails then (exit 62), and recovery gets no WAL.
 pub(super) fn stop_file(context: &Context, stanza: &StanzaName) -> Check {
     let id = CheckId::StopFile;
     let lock = directory(context, stanza, "lock-path", DEFAULT_LOCK_PATH);
     let names = [format!("{stanza}.stop"), "all.stop".to_owned()];
     let there = names.iter().map(|name| lock.join(name)).find(|path| path.exists());
     match there {
-        None => Check::pass(id, "pgBackRest was not stopped"),
+        None => Check::pass(id, "pgBackRest has no stop file"),
         Some(path) => Check::warn(
             id,
             format!(
-                "pgBackRest was stopped ({}): recovery would wait for WAL until somebody runs \
-                 `pgbackrest start`",
+                "pgBackRest was stopped ({}): recovery would wait for WAL until \
+                 `pgbackrest start` is run",
                 path.display()
             ),
         ),
