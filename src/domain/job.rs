@@ -423,9 +423,9 @@ mod tests {
 
     #[test]
     fn ids_sort_by_the_moment_of_their_job() {
-        let at = |millis| Timestamp::from_millisecond(1_764_460_800_000 + millis).unwrap();
+        let at = |millis: i64| Timestamp::from_millisecond(1_764_460_800_000 + millis).unwrap();
         let first = JobId::first_text_of(at(0));
-        for millis in [0, 1, 70_000, 5_000_000_000] {
+        for millis in [0i64, 1, 70_000, 5_000_000_000] {
             assert!(JobId::new(at(millis)).to_string() > first, "{millis}");
         }
         for millis in [-1, -70_000, -5_000_000_000] {
