@@ -185,7 +185,10 @@ fn an_info_that_hangs_holds_nobody_up_for_ever_and_is_not_asked_ten_times() {
         assert_eq!(asker.join().unwrap(), 503);
     }
     assert!(began.elapsed() < Duration::from_secs(70), "{:?}", began.elapsed());
-    assert_eq!(hanging(), [] as [i32; 0], "of {first} and {second} one is left");
+    // The health may have asked meanwhile, and is served by a third one.
+    let left = hanging();
+    assert!(!left.contains(&first) && !left.contains(&second), "{left:?}: one of them is left");
+    assert!(left.len() <= 1, "{left:?}: more than one at a time");
     fake.answer_info(GOOD_INFO);
     fresh(&instance, |body| body["backups"]["count"] == 1);
 }

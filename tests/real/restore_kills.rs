@@ -19,6 +19,39 @@ use crate::support::{PATIENCE, until};
 
 const INTACT: [&str; 5] = ["accepted", "quiesced", "safe-point", "stopping", "draining"];
 
+/// The phases of a restore that changes something, in their order.
+const PHASES: [&str; 10] = [
+    "quiesced",
+    "safe-point",
+    "stopping",
+    "draining",
+    "restoring",
+    "restored",
+    "recovering",
+    "verified",
+    "promoting",
+    "unfencing",
+];
+
+/// Kills Headrest as soon as this restore is in a phase, or in a later one: some phases are over
+/// within a millisecond. Answers the phase that the journal is in then.
+#[track_caller]
+pub(crate) fn kill_in(instance: &mut Instance, id: &str, wanted: &str) -> String {
+    let place = |phase: &str| match phase {
+        "done" => Some(PHASES.len()),
+        phase => PHASES.iter().position(|known| *known == phase),
+    };
+    let deadline = Instant::now() + PATIENCE;
+    // Without a pause, so that a short phase is met most of the time.
+    while place(&phase_of(instance, id)) < place(wanted) {
+        assert!(Instant::now() < deadline, "phase {wanted} is not reached");
+    }
+    instance.kill();
+    let phase = phase_of(instance, id);
+    eprintln!("killed in phase {phase}, meant {wanted}");
+    phase
+}
+
 /// Looks all the time whether a server runs while PGDATA is being replaced.
 pub(crate) struct Watch {
     over: Arc<AtomicBool>,
@@ -115,30 +148,10 @@ fn headrest_killed_in_each_phase_of_a_restore_loses_nothing() {
     let mut instance = Instance::with_full_backup();
     let watch = Watch::over(&instance);
     let mut rows = Rows::in_new_table(&instance.sql, "t");
-    let phases = [
-        "quiesced",
-        "safe-point",
-        "stopping",
-        "draining",
-        "restoring",
-        "restored",
-        "recovering",
-        "verified",
-        "promoting",
-        "unfencing",
-    ];
-    for wanted in phases {
+    for wanted in PHASES {
         rows.add(10);
         let id = instance.begin_restore();
-        let deadline = Instant::now() + PATIENCE;
-        let wanted_at = phases.iter().position(|phase| *phase == wanted);
-        // Without a pause: some phases are over within a millisecond. Then it is the next one.
-        while phases.iter().position(|phase| *phase == phase_of(&instance, &id)) < wanted_at {
-            assert!(Instant::now() < deadline, "phase {wanted} is not reached");
-        }
-        instance.kill();
-        let phase = phase_of(&instance, &id);
-        eprintln!("killed in phase {phase}, meant {wanted}");
+        let phase = kill_in(&mut instance, &id, wanted);
         recover_and_check(&mut instance, &id, &phase, &rows);
     }
     watch.check();

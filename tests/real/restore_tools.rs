@@ -54,7 +54,9 @@ fn a_restore_whose_pgbackrest_is_killed_is_tried_again() {
 
 #[test]
 fn a_fenced_server_that_is_killed_does_not_end_the_restore() {
-    let mut instance = Instance::with_full_backup();
+    let (mut instance, fake) = Fake::with_first_backup();
+    // So that it takes a while: the kill has to find it recovering.
+    fake.delay("archive-get", 0.5);
     let mut rows = Rows::in_new_table(&instance.sql, "t");
     rows.add(50);
     let id = instance.begin_restore();

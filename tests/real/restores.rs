@@ -223,7 +223,9 @@ fn a_pgbackrest_that_touched_nothing_takes_no_server_down() {
 /// The fence: nobody but the restore starts or stops the server, and nobody can connect.
 #[test]
 fn nobody_gets_in_while_a_restore_is_at_work() {
-    let instance = Instance::with_full_backup();
+    let (instance, fake) = Fake::with_first_backup();
+    // So that it takes a while: there must be time to try.
+    fake.delay("restore", 2.0);
     let mut rows = Rows::in_new_table(&instance.sql, "t");
     rows.add(10);
     let id = instance.begin_restore();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::restore_kills::kill_in;
 use crate::support::instance::Instance;
 use crate::support::jobs::id_of;
 use crate::support::moments::at;
@@ -249,11 +250,7 @@ fn headrest_killed_while_a_tablespace_is_moved_aside() {
     let (then, moment, _) = with_future(&instance, "t", "space");
     for phase in ["restoring", "restored", "recovering"] {
         let id = instance.begin_restore_to(&at(moment), &json!({}));
-        until(&format!("phase {phase}"), PATIENCE, || {
-            let journal = instance.journal().unwrap_or_default();
-            (journal["id"] == *id && journal["phase"] == phase).then_some(())
-        });
-        instance.kill();
+        kill_in(&mut instance, &id, phase);
         let job = instance.start_and_wait_for(&id);
         assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(&id));
         instance.wait_ready();
