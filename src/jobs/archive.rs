@@ -42,6 +42,17 @@ type Key = (StanzaName, RepoKey, String);
 /// What was listed of each directory, and when; no time of one that could still grow then.
 type Directories = BTreeMap<String, (Option<Instant>, Vec<listing::Entry>)>;
 
+/// Which directories of an archive are listed anew; the others are as they were seen last.
+#[derive(Debug, Clone)]
+pub enum Anew {
+    /// Those that can have grown.
+    Grown,
+    /// These, by name; what was never listed of the others is missing.
+    These(BTreeSet<String>),
+    /// Every one.
+    All,
+}
+
 /// A handle to the memory; clones share it.
 #[derive(Debug, Clone)]
 pub struct Archives {
@@ -57,20 +68,20 @@ impl Archives {
     }
 
     /// What every readable repository has of the cluster with this system identifier (the newest
-    /// one that the stanza knows when it is not given). `thorough` lists every directory anew.
+    /// one that the stanza knows when it is not given).
     pub async fn look(
         &self,
         name: &StanzaName,
         stanza: &StanzaInfo,
         system_id: Option<&str>,
         size: SegmentSize,
-        thorough: bool,
+        anew: &Anew,
     ) -> Result<BTreeMap<RepoKey, Archive>, Unavailable> {
         let mut found = BTreeMap::new();
         for repo in &stanza.repos {
             let Some(id) = archive_id(stanza, repo.key, system_id) else { continue };
             let key = (name.clone(), repo.key, id);
-            match self.list(&key, size, thorough).await {
+            match self.list(&key, size, anew).await {
                 Ok(archive) => {
                     found.insert(repo.key, archive);
                 }
@@ -98,7 +109,7 @@ impl Archives {
         &self,
         key: &Key,
         size: SegmentSize,
-        thorough: bool,
+        anew: &Anew,
     ) -> Result<Archive, Unavailable> {
         let (stanza, repo, id) = key;
         let root = format!("archive/{stanza}/{id}");
@@ -116,7 +127,7 @@ impl Archives {
         }
         let directories: Vec<&String> =
             top.iter().filter(|e| e.is_directory && e.name.len() == 16).map(|e| &e.name).collect();
-        let listed = self.directories(key, &root, &directories, thorough).await?;
+        let listed = self.directories(key, &root, &directories, anew).await?;
         let mut segments: Vec<WalSegment> = Vec::new();
         for entry in listed.values().flat_map(|(_, entries)| entries) {
             let Some(segment) = listing::segment(&entry.name, size) else { continue };
@@ -132,13 +143,13 @@ impl Archives {
         Ok(archive)
     }
 
-    /// The listings of all directories: those that can still grow anew, the others from memory.
+    /// The listings of the directories.
     async fn directories(
         &self,
         key: &Key,
         root: &str,
         names: &[&String],
-        thorough: bool,
+        anew: &Anew,
     ) -> Result<Directories, Unavailable> {
         let mut known = {
             let all = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,7 +158,11 @@ impl Archives {
         known.retain(|name, _| names.contains(&name));
         let wanted: Vec<String> = names
             .iter()
-            .filter(|name| thorough || is_old(name, names, &known))
+            .filter(|name| match anew {
+                Anew::Grown => is_old(name, names, &known),
+                Anew::These(these) => these.contains(name.as_str()),
+                Anew::All => true,
+            })
             .copied()
             .cloned()
             .collect();

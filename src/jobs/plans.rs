@@ -6,7 +6,7 @@
 mod checks;
 mod facts;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
@@ -100,7 +100,7 @@ pub struct Plan {
     pub timeline_before: Option<Timeline>,
     /// SHA-256 of what was decided, in hexadecimal digits.
     pub hash: String,
-    /// When it was made.
+    /// When making it began.
     pub created_at: Timestamp,
     /// Until when it can be carried out.
     pub expires_at: Timestamp,
@@ -123,6 +123,7 @@ impl Plan {
             system_id: self.backups_of.clone(),
             position: self.decision.position,
             plan: self.hash.clone(),
+            planned_at: Some(self.created_at),
         }
     }
 
@@ -224,6 +225,15 @@ pub enum Stale {
     Plan(#[from] PlanError),
 }
 
+/// What a repository has of the chosen set and of the backups that it needs, read for one plan.
+#[derive(Debug)]
+struct InRepository {
+    /// The set's manifest.
+    manifest: Result<Arc<Backup>, Unavailable>,
+    /// The labels of the backups whose directories are there.
+    backups: Result<BTreeSet<BackupLabel>, Unavailable>,
+}
+
 /// Makes plans and keeps them for a while; clones share them.
 #[derive(Debug, Clone)]
 pub struct Planner {
@@ -275,10 +285,11 @@ impl Planner {
         request: PlanRequest,
         lane: Option<LaneView>,
     ) -> Result<Plan, PlanError> {
+        let now = clock::now();
         let mut ground = facts::gather(&self.context, stanza).await?;
-        let (decision, manifest) = self.decide(&mut ground, &request.wish).await?;
+        let (decision, on_disk) = self.decide(&mut ground, &request.wish).await?;
         let context = &self.context;
-        let checks = checks::all(context, &ground, &request, &decision, manifest, lane).await;
+        let checks = checks::all(context, &ground, &request, &decision, on_disk, lane).await;
         let failed = checks.iter().filter(|check| check.verdict == Verdict::Fail);
         let failed = failed.map(|check| check.id).collect();
         let branch = ground.catalogue.timelines.branch(decision.timeline);
@@ -315,7 +326,6 @@ impl Planner {
             preserve: false,
         }
         .invocation();
-        let now = clock::now();
         Ok(Plan {
             id: JobId::new(now),
             stanza: stanza.clone(),
@@ -365,21 +375,23 @@ impl Planner {
         &self,
         ground: &mut Ground,
         wish: &Wish,
-    ) -> Result<(Decision, Result<Arc<Backup>, Unavailable>), PlanError> {
+    ) -> Result<(Decision, InRepository), PlanError> {
         loop {
             let decision = decide(&ground.catalogue, wish)?;
             let chosen = &decision.set;
             let read = sets::read_back(&self.context, &ground.stanza, chosen.repo, &chosen.label);
-            let problem = match read.await {
-                Ok(Ok(backup)) => return Ok((decision, Ok(backup))),
+            let list = self.context.archives.backups(&ground.stanza, chosen.repo);
+            let (read, backups) = tokio::join!(read, list);
+            let with = |manifest| InRepository { manifest, backups };
+            let problem = match read {
+                Ok(Ok(backup)) => return Ok((decision, with(Ok(backup)))),
                 Ok(Err(problem)) => problem,
-                Err(error) => return Ok((decision, Err(error))),
+                Err(error) => return Ok((decision, with(Err(error)))),
             };
             let is_it = |set: &&mut Set| set.label == chosen.label && set.repo == chosen.repo;
             let known = ground.catalogue.sets.iter_mut().find(is_it);
             let Some(known) = known.filter(|set| set.judgement.state != State::Unreadable) else {
-                let error = Unavailable::new(problem);
-                return Ok((decision, Err(error)));
+                return Ok((decision, with(Err(Unavailable::new(problem)))));
             };
             known.judgement = Judgement::unreadable(clock::now(), &problem);
         }

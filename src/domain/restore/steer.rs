@@ -261,6 +261,9 @@ pub struct Pinned {
     pub position: Option<Lsn>,
     /// The hash of the plan.
     pub plan: String,
+    /// When it was made; `None` in the jobs of earlier versions.
+    #[serde(default)]
+    pub planned_at: Option<Timestamp>,
 }
 
 #[cfg(test)]

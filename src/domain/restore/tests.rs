@@ -21,6 +21,7 @@ fn journal(phase: Phase) -> Journal {
         system_id: None,
         position: None,
         plan: String::new(),
+        planned_at: None,
     };
     let (stanza, target) = ("main".parse().unwrap(), RecoveryTarget::Latest);
     let accepted = Journal::accepted(JobId::new(at), stanza, "test".into(), target, pinned, at);
@@ -119,6 +120,7 @@ fn forward_only_when_certain() {
             system_id: None,
             position: None,
             plan: String::new(),
+            planned_at: None,
         },
     };
     let replayed = Some(Lsn::new(500));

@@ -3,18 +3,14 @@
 mod places;
 mod set;
 
-use std::sync::Arc;
-
-use super::super::catalog::Unavailable;
 use super::super::context::{Context, ServerSide};
 use super::super::queue::LaneView;
-use super::{Ground, PlanRequest};
+use super::{Ground, InRepository, PlanRequest};
 use crate::domain::StanzaName;
 use crate::domain::job::{JobKind, JobResult, JobState};
 use crate::domain::plan::Decision;
 use crate::domain::plan::check::{Check, CheckId};
 use crate::domain::recovery::RecoveryTarget;
-use crate::pgbackrest::info;
 use crate::postgres::pgdata::{self, Content, Survey};
 use crate::store::JobFilter;
 
@@ -23,17 +19,17 @@ pub(super) async fn all(
     ground: &Ground,
     request: &PlanRequest,
     decision: &Decision,
-    manifest: Result<Arc<info::Backup>, Unavailable>,
+    on_disk: InRepository,
     lane: Option<LaneView>,
 ) -> Vec<Check> {
-    let set = manifest.as_deref();
+    let set = on_disk.manifest.as_deref();
     let mut checks = vec![
         lane_free(lane),
         no_orphans(context, ground),
         repository(ground),
         other_system(ground),
         target(request, decision),
-        set::readable(context, ground, decision, set).await,
+        set::readable(ground, decision, &on_disk),
         set::damaged(decision),
         wal_gap(decision, ground),
     ];

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::super::archive::{Archive, databases_of};
+use super::super::archive::{Anew, Archive, databases_of};
 use super::super::catalog::{FRESH_ENOUGH, Freshness, Observation};
 use super::super::context::{Context, ServerSide};
 use super::super::sets;
@@ -96,7 +96,11 @@ async fn collect(
     half_done: Option<Journal>,
     thorough: bool,
 ) -> Result<Ground, PlanError> {
-    let freshness = if thorough { Freshness::New } else { Freshness::Within(FRESH_ENOUGH) };
+    let (freshness, anew) = if thorough {
+        (Freshness::New, Anew::All)
+    } else {
+        (Freshness::Within(FRESH_ENOUGH), Anew::Grown)
+    };
     let unavailable =
         |error: super::super::catalog::Unavailable| PlanError::Unavailable(error.reason);
     let seen = context.catalog.observe(stanza, freshness).await.map_err(unavailable)?;
@@ -129,7 +133,7 @@ async fn collect(
     let pg_wal = side.and_then(|side| PgWal::read(&side.data_dir.join("pg_wal"), size).ok());
     let archives = context
         .archives
-        .look(stanza, &seen.stanza, of_cluster, size, thorough)
+        .look(stanza, &seen.stanza, of_cluster, size, &anew)
         .await
         .map_err(unavailable)?;
     let archive = Archive::union(archives.values(), size);

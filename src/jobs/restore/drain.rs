@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::super::archive::Archive;
+use super::super::archive::{Anew, Archive};
 use super::super::catalog::{Freshness, Observation, Unavailable};
 use super::super::journal::sync_directory;
 use super::super::worker::problem;
@@ -225,9 +225,12 @@ impl Run<'_> {
         if files.is_empty() {
             return Vec::new();
         }
+        let directory = |segment: WalSegment| segment.to_string().get(..16).map(str::to_owned);
+        let these = files.iter().filter_map(|path| segment_of(path, size).and_then(directory));
+        let anew = Anew::These(these.collect());
         let mut tries = 0;
         let (seen, archives) = loop {
-            match self.list_archives(size).await {
+            match self.list_archives(size, &anew).await {
                 Ok(listed) => break listed,
                 Err(error) if tries >= LIST_TRIES => {
                     let text = format!(
@@ -258,11 +261,12 @@ impl Run<'_> {
     async fn list_archives(
         &self,
         size: SegmentSize,
+        anew: &Anew,
     ) -> Result<(Arc<Observation>, BTreeMap<RepoKey, Archive>), Unavailable> {
         let stanza = &self.journal.stanza;
         let seen = self.context.catalog.observe(stanza, Freshness::New).await?;
         let system_id = self.journal.system_id.as_deref();
-        let look = self.context.archives.look(stanza, &seen.stanza, system_id, size, true);
+        let look = self.context.archives.look(stanza, &seen.stanza, system_id, size, anew);
         let archives = look.await?;
         Ok((seen, archives))
     }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::sleep;
 
 use super::super::archive::databases_of;
@@ -23,6 +24,10 @@ use crate::pgbackrest::log::Level;
 use crate::postgres::control::ControlData;
 use crate::postgres::pgdata;
 
+/// How old a look at the repository may be that follows another one.
+const RECENT: Duration = Duration::from_secs(1);
+/// How long a plan holds for a job that begins at once.
+const PLAN_HOLDS: SignedDuration = SignedDuration::from_secs(2);
 /// How long a pgbackrest that somebody runs outside of Headrest may go on before a restore is
 /// refused.
 const FOREIGN_LOCK_PATIENCE: Duration = Duration::from_secs(30);
@@ -94,10 +99,14 @@ pub(super) async fn journal(
     Ok(journal)
 }
 
-/// What the plan pinned. It was made when the restore was asked for, and the job may have waited
-/// since; a request without a plan (of an earlier version) is planned now.
+/// What the plan pinned. It was made when the restore was asked for: if the job has waited since, it
+/// is made again, as is that of a request without a plan (of an earlier version).
 async fn pin(context: &Context, spec: &RestoreSpec) -> Result<Pinned, JobError> {
-    let pinned = spec.pinned.as_ref();
+    let pinned = spec.pinned.as_deref();
+    let is_recent = |at: Timestamp| clock::now().duration_since(at).abs() <= PLAN_HOLDS;
+    if let Some(pinned) = pinned.filter(|pinned| pinned.planned_at.is_some_and(is_recent)) {
+        return Ok(pinned.clone());
+    }
     let request = PlanRequest {
         wish: Wish {
             target: spec.target.clone(),
@@ -200,7 +209,11 @@ pub(super) async fn archive_end(
     let before_redo = control
         .and_then(|control| WalSegment::parse(&control.redo_segment, segment_size).ok())
         .and_then(|segment| segment.previous());
-    let seen = context.catalog.observe(&journal.stanza, Freshness::New).await.ok();
+    // The server is down: what was pushed since a recent look is known to the caller.
+    let seen = match context.catalog.last(&journal.stanza) {
+        Some(Ok(seen)) if seen.age() <= RECENT => Some(seen),
+        _ => context.catalog.observe(&journal.stanza, Freshness::New).await.ok(),
+    };
     let stanza = seen.as_ref().map(|seen| &seen.stanza);
     let own: Vec<_> = stanza
         .into_iter()

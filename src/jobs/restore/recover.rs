@@ -172,6 +172,7 @@ impl Run<'_> {
         }
         match standstill {
             None => {
+                self.ask_ahead(&attempts, following).await;
                 self.explain_the_wait(following, &attempts, Some(&facts), &status).await;
             }
             Some(Standstill::Failing(file, failure)) => {
@@ -311,6 +312,12 @@ impl Run<'_> {
         }
     }
 
+    /// The last segment that the archive is known to have, of the timeline that recovery follows.
+    pub(super) fn archived_until(&self) -> Option<WalSegment> {
+        let name = self.journal.archived_until.as_deref()?;
+        WalSegment::parse(name, self.segment_size()).ok()
+    }
+
     /// The segment that is wanted when this file was asked for. On the segment in which a branch begins
     /// PostgreSQL asks for the older timeline's file as well, which it is not given.
     pub(super) fn wanted_by(&self, file: &str) -> Option<WalSegment> {
@@ -408,9 +415,7 @@ impl Run<'_> {
     }
 
     async fn tell_progress(&mut self, facts: &RecoveryFacts) {
-        let size = self.segment_size();
-        let end = self.journal.archived_until.as_deref();
-        let end = end.and_then(|name| WalSegment::parse(name, size).ok()).map(|s| s.end());
+        let end = self.archived_until().map(|segment| segment.end());
         let Some(replayed) = facts.replayed else { return };
         // A server that was started again knows only of commits since.
         self.result.last_commit_at = facts.last_commit_at.or(self.result.last_commit_at);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::super::archive::{Archive, Archives};
+use super::super::archive::{Anew, Archive, Archives};
 use super::super::catalog::{Catalog, Freshness};
 use super::recover::{Following, Seen};
 use super::{Next, Run, Stop};
@@ -160,7 +160,8 @@ impl Question {
             Err(error) => return Listed::NotKnown(error.reason),
         };
         let system_id = self.system_id.as_deref();
-        let look = self.archives.look(&self.stanza, &seen.stanza, system_id, self.size, false);
+        let grown = &Anew::Grown;
+        let look = self.archives.look(&self.stanza, &seen.stanza, system_id, self.size, grown);
         let archive = match look.await {
             Ok(archives) => Archive::union(archives.values(), self.size),
             Err(error) => return Listed::NotKnown(error.reason),
@@ -218,6 +219,16 @@ impl Run<'_> {
         consulted.answer.as_ref().map(|(_, answer)| answer.clone())
     }
 
+    /// Asks the repository as soon as a segment after the known end of the archive was not found: the
+    /// answer is there when PostgreSQL has asked for it once more.
+    pub(super) async fn ask_ahead(&mut self, attempts: &[Attempt], following: &mut Following) {
+        let not_found = attempts.last().filter(|last| last.outcome == Some(Outcome::NotFound));
+        let Some(wanted) = not_found.and_then(|last| self.wanted_by(&last.file)) else { return };
+        if self.archived_until().is_none_or(|end| wanted.number() > end.number()) {
+            self.consult(wanted, following).await;
+        }
+    }
+
     /// Whether the end of what was replayed is the end of the WAL: `None` while the repository is being
     /// asked, `Some(None)` when it is, else what is waited for.
     pub(super) async fn gap_or_end(
@@ -226,10 +237,8 @@ impl Run<'_> {
         following: &mut Following,
     ) -> Option<Option<Wait>> {
         let gap = |detail: String| Some(Some(Wait::at(Awaiting::Gap, wanted, detail)));
-        let end = self.journal.archived_until.as_deref();
-        let end = end.and_then(|name| WalSegment::parse(name, self.segment_size()).ok());
         // By position, whatever the timeline: a recovery that crosses timelines names both.
-        if let Some(end) = end.filter(|end| wanted.number() <= end.number()) {
+        if let Some(end) = self.archived_until().filter(|end| wanted.number() <= end.number()) {
             return gap(format!(
                 "no repository has it any more, although the archive went on to {end}"
             ));

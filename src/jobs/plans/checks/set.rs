@@ -4,13 +4,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::super::{Ground, PlanRequest};
+use super::super::{Ground, InRepository, PlanRequest};
 use crate::domain::BackupLabel;
 use crate::domain::plan::Decision;
 use crate::domain::plan::check::{Check, CheckId};
 use crate::domain::sets::{Judgement, State};
-use crate::jobs::catalog::Unavailable;
-use crate::jobs::context::Context;
 use crate::pgbackrest::info;
 use crate::postgres::pgdata::Survey;
 
@@ -18,12 +16,7 @@ use crate::postgres::pgdata::Survey;
 const TEMPLATES: [&str; 3] = ["postgres", "template0", "template1"];
 
 /// Whether the manifest was read, and everything that it refers to is there.
-pub(super) async fn readable(
-    context: &Context,
-    ground: &Ground,
-    decision: &Decision,
-    manifest: Result<&info::Backup, &Unavailable>,
-) -> Check {
+pub(super) fn readable(ground: &Ground, decision: &Decision, on_disk: &InRepository) -> Check {
     let id = CheckId::SetReadable;
     let (label, repo) = (&decision.set.label, decision.set.repo);
     let cannot = |what: String| {
@@ -34,18 +27,18 @@ pub(super) async fn readable(
         let why = decision.set.judgement.why.as_deref().unwrap_or("its manifest cannot be read");
         return Check::fail(id, format!("backup {label} cannot be restored: {why}"));
     }
-    if let Err(error) = manifest {
+    if let Err(error) = &on_disk.manifest {
         return cannot(format!("the manifest of backup {label}: {error}"));
     }
     let stanza = &ground.seen.stanza;
     let listed = stanza.backups.iter().find(|backup| backup.label == *label);
     let needed: BTreeSet<BackupLabel> =
         listed.map(|backup| backup.reference.iter().cloned().collect()).unwrap_or_default();
-    let there = match context.archives.backups(&ground.stanza, repo).await {
+    let there = match &on_disk.backups {
         Ok(there) => there,
         Err(error) => return cannot(format!("the list of backups: {error}")),
     };
-    let gone: Vec<&str> = needed.difference(&there).map(BackupLabel::as_str).collect();
+    let gone: Vec<&str> = needed.difference(there).map(BackupLabel::as_str).collect();
     if !gone.is_empty() {
         return Check::fail(
             id,
