@@ -361,6 +361,10 @@ const DAMAGED: Meaning = Meaning(
     ProblemKind::RepositoryCorrupt,
     "A file of this backup is damaged or encrypted with another passphrase. Run verify, and restore from the previous backup set.",
 );
+const LINK_OF_NO_TABLESPACE: Meaning = Meaning(
+    ProblemKind::LayoutMismatch,
+    "pg_tblspc in PGDATA has a link, named in the message by its OID, that belongs to no tablespace: a CREATE TABLESPACE was cut short by a crash, or runs now. If SELECT oid FROM pg_tablespace does not list it, remove the link; until then every backup fails.",
+);
 const TOO_EARLY: Meaning = Meaning(
     ProblemKind::TargetBeforeFirstBackup,
     "The target lies before the end of the oldest backup. Choose a later target, or a repository that keeps older backups.",
@@ -389,6 +393,7 @@ impl ExitInfo {
     pub fn refine(self, message: &str) -> Self {
         let has = |needle: &str| message.contains(needle);
         let meaning = match self.code {
+            25 if has("not found in tablespace map") => LINK_OF_NO_TABLESPACE,
             29 if self.problem == ProblemKind::InvalidTarget
                 && !has("automatic backup set selection")
                 && !has("unable to convert") =>

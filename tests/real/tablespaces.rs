@@ -260,3 +260,56 @@ fn headrest_killed_while_a_tablespace_is_moved_aside() {
         assert_ne!(undo["state"], Value::Null);
     }
 }
+
+/// Replay makes the link before it comes to the commit, and a time before that ends it in between.
+#[test]
+fn a_tablespace_that_was_not_committed_at_the_target_leaves_no_link() {
+    let instance = running();
+    let location = place(&instance, "space");
+    let mut rows = Rows::in_new_table(&instance.sql, "t");
+    rows.add(50);
+    let (then, moment) = (rows.clone(), instance.sql.now());
+    create(&instance, "space", &location);
+    rows.add_from(1000, 10);
+    instance.switch_wal();
+    let job = instance.restore_to(&at(moment), &json!({}));
+    then.check_later();
+    let log = instance.job_log(id_of(&job));
+    assert!(log.contains("was not committed at the target"), "{log}");
+    let entries = |path: &Path| fs::read_dir(path).unwrap().count();
+    assert_eq!(entries(&instance.data_dir().join("pg_tblspc")), 0, "{log}");
+    assert_eq!(entries(&location), asides(&location).len(), "only what was there before is kept");
+    // With a link that belongs to no tablespace pgBackRest would back up nothing.
+    instance.good_backup("incr");
+    // The same name and place can be used, and the undo brings the first one back.
+    create(&instance, "space", &location);
+    instance.undo(id_of(&job));
+    rows.check_later();
+    assert_eq!(entries(&instance.data_dir().join("pg_tblspc")), 1);
+    instance.good_backup("incr");
+}
+
+#[test]
+fn headrest_killed_before_such_a_link_is_removed_removes_it_all_the_same() {
+    let mut instance = running();
+    let location = place(&instance, "space");
+    let mut rows = Rows::in_new_table(&instance.sql, "t");
+    rows.add(50);
+    let (then, moment) = (rows.clone(), instance.sql.now());
+    create(&instance, "space", &location);
+    rows.add_from(1000, 10);
+    instance.switch_wal();
+    for phase in ["verified", "promoting", "unfencing"] {
+        let id = instance.begin_restore_to(&at(moment), &json!({}));
+        kill_in(&mut instance, &id, phase);
+        let job = instance.start_and_wait_for(&id);
+        assert_eq!(job["state"], "succeeded", "{job:#}\n{}", instance.job_log(&id));
+        instance.wait_ready();
+        then.check_later();
+        let links = fs::read_dir(instance.data_dir().join("pg_tblspc")).unwrap().count();
+        assert_eq!(links, 0, "killed in phase {phase}\n{}", instance.job_log(&id));
+        instance.good_backup("incr");
+        instance.undo(&id);
+        rows.check_later();
+    }
+}

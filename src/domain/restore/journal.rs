@@ -114,6 +114,10 @@ pub struct Journal {
     /// `PG_15_202209061`.
     #[serde(default)]
     pub version_dir: Option<String>,
+    /// The OIDs of tablespaces that replay has made and whose CREATE TABLESPACE was not committed where
+    /// recovery has ended: only their links exist.
+    #[serde(default)]
+    pub unborn: Vec<u32>,
     /// What was renamed so that recovery does not replay onto it.
     #[serde(default)]
     pub moved: Vec<MovedAside>,
@@ -263,6 +267,7 @@ impl Journal {
             tablespaces: Vec::new(),
             set_tablespaces: Vec::new(),
             version_dir: None,
+            unborn: Vec::new(),
             moved: Vec::new(),
             recovering_since: None,
             setting_floors: BTreeMap::new(),

@@ -12,6 +12,7 @@ use super::{Next, Run, Stop};
 use crate::clock;
 use crate::domain::restore::{Awaiting, Journal, MovedAside, Tablespace, Wait};
 use crate::pgbackrest::log::Level;
+use crate::postgres::client::Catalogue;
 use crate::postgres::pgdata;
 use crate::postgres::tablespaces;
 
@@ -184,6 +185,56 @@ impl Run<'_> {
         Ok(Some(Next::Restore))
     }
 
+    /// Notes the tablespaces that replay has made and the recovered cluster does not list.
+    pub(super) fn note_unborn_tablespaces(&mut self, listed: &Catalogue) -> Result<(), Stop> {
+        let linked = tablespaces::linked(&self.side.data_dir).map_err(|error| {
+            let message = format!("cannot read the recovered pg_tblspc: {error}");
+            Stop::NeedsOperator(problem("recovery-failed", message, &["Restore again."]))
+        })?;
+        let is_listed = |oid: u32| listed.tablespaces.iter().any(|(known, _)| *known == oid);
+        let oids = linked.into_iter().map(|tablespace| tablespace.oid);
+        self.journal.unborn = oids.filter(|oid| !is_listed(*oid)).collect();
+        Ok(())
+    }
+
+    /// Removes the links of tablespaces that were not committed, and what replay has made behind them:
+    /// as long as one is there, pgBackRest backs up nothing (exit code 25). The server is down.
+    pub(super) async fn remove_unborn_tablespaces(&mut self) {
+        if self.journal.unborn.is_empty() {
+            return;
+        }
+        let directory = self.side.data_dir.join("pg_tblspc");
+        for oid in self.journal.unborn.clone() {
+            let link = directory.join(oid.to_string());
+            let text = match remove_link(&link, self.journal.version_dir.as_deref()) {
+                Ok(Some(location)) => {
+                    let text = format!(
+                        "the tablespace in {} was not committed at the target: removed its link",
+                        location.display()
+                    );
+                    self.recorder.say(Level::Info, text).await;
+                    continue;
+                }
+                Ok(None) => continue,
+                Err(error) => format!(
+                    "cannot remove {}, the link of a tablespace that was not committed: {error}. Remove \
+                     it by hand: pgBackRest backs up nothing as long as it is there",
+                    link.display()
+                ),
+            };
+            self.recorder.say(Level::Warn, text).await;
+        }
+        if let Err(error) = sync_directory(&directory) {
+            let text = format!("cannot sync {}: {error}", directory.display());
+            self.recorder.say(Level::Warn, text).await;
+        }
+        // Clients may make tablespaces from now on.
+        self.journal.unborn.clear();
+        if let Err(error) = self.write_journal().await {
+            self.recorder.say(Level::Warn, error.message).await;
+        }
+    }
+
     /// Removes what earlier restores renamed and no undo needs any more: the undo replays everything
     /// from the set. `wanted` are the restores that can still be undone.
     pub(super) async fn remove_old_asides(&mut self, journals: &[Journal], wanted: usize) {
@@ -227,6 +278,22 @@ fn make_private_directory(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     fs::DirBuilder::new().mode(0o700).create(path)?;
     path.parent().map_or(Ok(()), sync_directory)
+}
+
+/// Removes a link in `pg_tblspc` and the version's directory behind it, if that is empty. Answers where
+/// it led to; `None` when it is not there.
+fn remove_link(link: &Path, version_dir: Option<&str>) -> io::Result<Option<PathBuf>> {
+    let location = match fs::read_link(link) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        location => location?,
+    };
+    if let Some(name) = version_dir {
+        // Whatever is in it is not of this tablespace, which never existed.
+        if fs::remove_dir(location.join(name)).is_ok() {
+            sync_directory(&location)?;
+        }
+    }
+    fs::remove_file(link).map(|()| Some(location))
 }
 
 /// The directory in PostgreSQL's own words (`create_tablespace_directories`, in the C locale).

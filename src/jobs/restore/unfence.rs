@@ -29,6 +29,7 @@ impl Run<'_> {
             self.stop_server().await?;
         }
         self.remove_left_segments();
+        self.remove_unborn_tablespaces().await;
         // From here on the server is the supervisor's again, with its restarts.
         self.order(Order::LowerFence).await.map_err(|refusal| self.refused(&refusal))?;
         match self.context.postgres.order(Order::Start, Actor::Operator).await {

@@ -29,6 +29,7 @@ impl Run<'_> {
             let message = format!("cannot look at the recovered databases: {error}");
             Stop::NeedsOperator(problem("recovery-failed", message, &["Restore again."]))
         })?;
+        self.note_unborn_tablespaces(&listed)?;
         let destroyed = self.without_files(&listed);
         let marked: Vec<_> = listed
             .databases

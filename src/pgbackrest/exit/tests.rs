@@ -70,6 +70,8 @@ fn text_refines() {
     check(64, Restore, "insufficient-storage", full);
     check(64, Restore, "storage-write", "unable to write '/pg/1': [5] Input/output error");
     check(50, Backup, "lock-held", full);
+    check(25, Backup, "layout-mismatch", "tablespace with oid 16393 not found in tablespace map");
+    check(25, Backup, "pgbackrest-internal", "assertion 'x' failed");
     let time = "automatic backup set selection cannot be performed with provided time 'x'";
     check(29, Restore, "invalid-target", time);
     check(29, Restore, "repository-corrupt", "unable to decompress: unexpected eof");
